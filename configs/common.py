@@ -1,0 +1,63 @@
+"""Defaults that every training config starts from; see `recjax.train` for how they are used."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config():
+  """Returns the defaults. Fields that are None are off, or left to the model's variant."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.data_dir = ""  # where recjax.prepare wrote
+  config.dataset = ""  # a folder in data_dir
+  config.num_devices = config_dict.placeholder(int)  # None: all
+  config.batch_size = 256  # users a step
+  config.micro_batch = config_dict.placeholder(int)  # users differentiated at once; None: all
+
+  # One of total_steps, total_epochs, total_examples.
+  config.total_steps = config_dict.placeholder(int)
+  config.total_epochs = config_dict.placeholder(float)
+  config.total_examples = config_dict.placeholder(int)
+
+  config.model = dict(
+    name="bert4rec", variant="survey_code", dtype="float32",
+    fields=(),  # (attribute, width, slots), concatenated to the item
+    num_layers=config_dict.placeholder(int), item_width=config_dict.placeholder(int),
+    user_width=config_dict.placeholder(int), heads=config_dict.placeholder(int),
+    hidden=config_dict.placeholder(int), max_len=config_dict.placeholder(int),
+    dropout=config_dict.placeholder(float))
+
+  config.objective = dict(
+    name="masked_item",
+    window=config_dict.placeholder(str),  # last, random, prefix; None: the objective's own
+    masked_item=dict(rate=0.15, mask_share=0.8, random_share=0.1))
+
+  config.optim = dict(
+    name="adam", lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, momentum=0.9, weight_decay=0.0,
+    clip_norm=config_dict.placeholder(float), decay="constant", final_lr_scale=0.0,
+    warmup_steps=config_dict.placeholder(int), warmup_epochs=config_dict.placeholder(float),
+    warmup_examples=config_dict.placeholder(int), warmup_percent=config_dict.placeholder(float),
+    rules=())  # ((regex over parameters, dict(freeze=, lr_scale=, weight_decay=)), ...)
+
+  config.eval = dict(
+    every_steps=config_dict.placeholder(int), every_epochs=1.0,  # validation; set one
+    metric="full/ndcg@10",  # decides which checkpoint is best
+    patience=config_dict.placeholder(int),  # validations without improvement before stopping
+    protocols=("full", "uniform100_domain", "pop100", "uniform100_global"),
+    contexts=("train", "train+val"),  # what the model sees before the test items
+    ks=(3, 5, 10), num_negatives=100, candidates_seed=0, batch_size=256,
+    max_users=config_dict.placeholder(int))
+
+  config.checkpoint = dict(
+    keep=2,  # newest ones, beside the best
+    every_steps=config_dict.placeholder(int), every_epochs=config_dict.placeholder(float))
+
+  config.transfer = dict(
+    checkpoint="",  # workdir of the source run; empty: nothing is transferred
+    step=config_dict.placeholder(int),  # None: the source's best
+    mode="none",  # none, embedding, model, or rules
+    rules=(),  # ((target regex, source template or None), ...) with mode="rules"
+    freeze="")  # regex of parameters that stay as they are
+
+  config.log = dict(every_steps=config_dict.placeholder(int), every_epochs=1.0, tensorboard=True)
+  return config

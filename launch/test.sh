@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The whole test suite in an environment of its own.
+#
+#   bash launch/test.sh [pytest arguments]      such as: -k transfer, --slow, tests/test_spec.py
+#
+# Paths are relative to the repository's root; without one all of tests/ runs.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/environment.sh
+. launch/environment.sh
+recjax_environment
+
+for argument in "$@"; do
+  # A path, or a node id such as tests/test_spec.py::test_name.
+  if [[ -e "${argument%%::*}" ]]; then exec "$PYTHON" -m pytest "$@"; fi
+done
+exec "$PYTHON" -m pytest "$@" tests

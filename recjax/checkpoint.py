@@ -1,0 +1,363 @@
+"""Checkpoints: the only importer of orbax.
+
+`WORKDIR/checkpoints/STEP/` holds, written as one atomic folder:
+
+    params      one array a folder, so that a subtree can be read without touching the rest
+    opt_state   optimizer slots
+    rng         the run's key
+    rows        {vocabulary: uint8 [rows, bytes]}: external names of the rows of every row table,
+                and {vocabulary}_trained: which of them this run's data trained
+    meta        JSON: config, leaf shapes, host state, and a digest of every array
+
+Digests are computed from the arrays themselves, on the devices, when saving and again after reading:
+a truncated file fails to read, a flipped bit changes its array's digest, whatever the layout on disk
+and however many devices wrote or read it.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from recjax import errors
+from recjax import trees
+
+FOLDER = "checkpoints"
+TREES = ("params", "opt_state", "rng", "rows")
+
+
+class CorruptError(Exception):
+  """A checkpoint that cannot be read, or whose arrays are not those that were saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """External names of a table's rows, in row order, and which of them were trained on."""
+  names: np.ndarray  # bytes [rows]
+  trained: np.ndarray  # bool [rows]
+
+
+class _Keep(checkpoint_managers.PreservationPolicy):
+  """Keeps the newest checkpoints and the best one; orbax's own best-of-n may drop the newest."""
+
+  def __init__(self, latest):
+    self.latest, self.best_step = latest, None
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    newest = {info.step for info in checkpoints[-self.latest:]}
+    return [info.step in newest or info.step == self.best_step for info in checkpoints]
+
+
+class Checkpoints:
+  """The checkpoints of a run: asynchronous saving, verified restoring.
+
+  Args:
+    workdir: the run's folder.
+    keep: how many of the newest are kept (at least two, so that a damaged one has a predecessor).
+  """
+
+  def __init__(self, workdir, *, keep=2):
+    self._root = pathlib.Path(os.path.abspath(workdir)) / FOLDER
+    self._policy = _Keep(max(keep, 2))
+    self._manager = _manager(self._root, self._policy)
+
+  def save(self, state, *, rows, config, host, best_step):
+    """Starts saving `state` as its step; returns once the arrays are copied, not once they are written.
+
+    Args:
+      state: a TrainState.
+      rows: {vocabulary: Rows}.
+      config: the run's config as a JSON-able dict.
+      host: JSON-able dict of everything else that a resumed run needs.
+      best_step: the step to keep beside the newest, or None.
+    """
+    step = int(state.step)
+    content = _content(state, rows)
+    meta = {"step": step, "config": config, "host": host,
+            "digests": {name: _digests(tree) for name, tree in content.items()},
+            "params": {leaf: [list(x.shape), str(x.dtype)]
+                       for leaf, x in trees.flatten(content["params"]).items()}}
+    text = json.dumps(meta)
+    self._policy.best_step = best_step
+    save = {name: ocp.args.PyTreeSave(tree) for name, tree in content.items()}
+    self._manager.save(step, args=ocp.args.Composite(
+      **save, meta=ocp.args.JsonSave({"text": text, "crc32": zlib.crc32(text.encode())})))
+
+  def wait(self):
+    """Returns once everything that was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self):
+    """Waits and frees the writer's threads."""
+    self._manager.close()
+
+  def steps(self):
+    """Returns the steps on disk, newest first; among them damaged ones, until they are read."""
+    return sorted(self._manager.all_steps(read=True), reverse=True)
+
+  def restore_latest(self, abstract, *, report):
+    """Returns (state, host) of the newest sound checkpoint, or None where there is none.
+
+    Damaged ones are reported and moved out of the way, so that their step can be written again.
+
+    Args:
+      abstract: a TrainState of ShapeDtypeStructs with shardings.
+      report: called with a line for every damaged checkpoint.
+    """
+    for step in self.steps():
+      try:
+        return self._restore(step, abstract)
+      except CorruptError as error:
+        aside = self._set_aside(step)
+        report(f"checkpoint {step} is damaged ({error}); moved to {aside}, trying the one before")
+    return None
+
+  def restore_params(self, step, like):
+    """Returns the parameters of `step`, placed as the arrays of `like`.
+
+    Raises:
+      UserError: the checkpoint is damaged.
+    """
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    try:
+      return _read_trees(self._manager, step, {"params": abstract})[0]["params"]
+    except CorruptError as error:
+      raise errors.UserError(f"{self._root}: the best checkpoint, of step {step}, is damaged ({error}); "
+                             "remove it to go on from the newest, or train again") from error
+
+  def _restore(self, step, abstract):
+    want = {"params": abstract.params, "opt_state": abstract.opt_state, "rng": _key_data(abstract.rng)}
+    meta = _read_meta(self._manager, step)
+    mine = {leaf: [list(x.shape), str(x.dtype)] for leaf, x in trees.flatten(abstract.params).items()}
+    if mine != meta["params"]:
+      changed = [leaf for leaf in mine if leaf in meta["params"] and mine[leaf] != meta["params"][leaf]]
+      raise errors.UserError(
+        f"{self._root}/{step} holds another model: names "
+        f"{trees.describe_difference(mine, meta['params'])}; shapes {', '.join(changed) or 'equal'}; "
+        "use another --workdir for another config")
+    found, meta = _read_trees(self._manager, step, want)
+    rng = jax.random.wrap_key_data(found["rng"]["key"])
+    step_array = jax.device_put(np.asarray(meta["step"], np.int32), abstract.step.sharding)
+    return abstract.replace(step=step_array, params=found["params"], opt_state=found["opt_state"],
+                            rng=rng), meta["host"]
+
+  def _set_aside(self, step):
+    damaged = self._root.with_name("damaged_checkpoints")
+    aside = damaged / str(step)
+    if jax.process_index() == 0:
+      damaged.mkdir(exist_ok=True)
+      serial = len(list(damaged.glob(f"{step}*")))
+      aside = damaged / (f"{step}.{serial}" if serial else str(step))
+      os.rename(self._root / str(step), aside)
+    self._manager.reload()
+    return aside
+
+
+class Reader:
+  """Reads parts of a finished or running run's checkpoint, knowing nothing of the code that wrote it.
+
+  Args:
+    workdir: the run's folder.
+    step: which checkpoint; None is the run's best, or its newest where it has no best.
+  """
+
+  def __init__(self, workdir, step=None):
+    self._root = pathlib.Path(os.path.abspath(workdir)) / FOLDER
+    if not self._root.is_dir():
+      raise errors.UserError(f"{workdir}: no checkpoints there; is it the --workdir of a training run?")
+    self._manager = _manager(self._root, None)
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    if step is not None and step not in steps:
+      raise errors.UserError(f"{workdir}: no checkpoint of step {step}; there are {steps}")
+    self.meta = None
+    damage = "none is complete"
+    for candidate in ([step] if step is not None else steps):
+      try:
+        self.meta = _read_meta(self._manager, candidate)
+        break
+      except CorruptError as error:
+        damage = f"step {candidate}: {error}"
+    if self.meta is None:
+      raise errors.UserError(f"{workdir}: no usable checkpoint ({damage})")
+    best = self.meta["host"].get("best_step")
+    if step is None and best in steps:
+      self.meta = self._sound(lambda: _read_meta(self._manager, best))
+    self.step = self.meta["step"]
+    self.config = self.meta["config"]
+
+  def shapes(self):
+    """Returns {leaf name: ShapeDtypeStruct} of all parameters."""
+    return {leaf: jax.ShapeDtypeStruct(tuple(shape), dtype)
+            for leaf, (shape, dtype) in self.meta["params"].items()}
+
+  def params(self, names=None, *, sharding=None):
+    """Returns {leaf name: array} of the named parameters (all by default); reads no others.
+
+    Arrays are numpy without a `sharding`. Raises UserError for unknown names and damaged files.
+    """
+    shapes = self.shapes()
+    names = list(shapes) if names is None else list(names)
+    if unknown := [n for n in names if n not in shapes]:
+      raise errors.UserError(f"{self._root}/{self.step} has no {unknown[0]!r}; it has {', '.join(shapes)}")
+    if not names:
+      return {}
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    want = trees.unflatten({n: jax.ShapeDtypeStruct(shapes[n].shape, shapes[n].dtype, sharding=sharding)
+                            for n in names})
+    found, _ = self._sound(
+      lambda: _read_trees(self._manager, self.step, {"params": want}, meta=self.meta))
+    return trees.flatten(found["params"])
+
+  def rows(self):
+    """Returns {vocabulary: Rows}: the external names behind the rows of every row table."""
+    def read():
+      tree = _map_metadata(self._manager, self.step, "rows")
+      found, _ = _read_trees(self._manager, self.step, {"rows": tree}, meta=self.meta)
+      return found["rows"]
+    found = {name: np.asarray(x) for name, x in trees.flatten(self._sound(read)).items()}
+    return {name: Rows(_to_bytes(array), found[f"{name}_trained"].astype(bool))
+            for name, array in found.items() if not name.endswith("_trained")}
+
+  def _sound(self, read):
+    try:
+      return read()
+    except CorruptError as error:
+      raise errors.UserError(f"{self._root}: {error}; choose another --step, or train again") from error
+
+
+def has_checkpoint(workdir):
+  """Returns whether a run in `workdir` has saved anything that looks complete."""
+  root = pathlib.Path(workdir) / FOLDER
+  return root.is_dir() and any(p.name.isdigit() for p in root.iterdir())
+
+
+def _manager(root, policy):
+  logging.getLogger("absl").addFilter(_is_news)
+  handlers = {name: ocp.PyTreeCheckpointHandler(use_ocdbt=False) for name in TREES}
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=policy, read_only=policy is None, create=policy is not None,
+    cleanup_tmp_directories=policy is not None, enable_async_checkpointing=True)
+  return ocp.CheckpointManager(
+    root, options=options, item_handlers={**handlers, "meta": ocp.JsonCheckpointHandler()})
+
+
+def _is_news(record):
+  # Said at every save because arrays have folders of their own here, which is what we asked for.
+  return "Skipping merge of OCDBT" not in str(record.msg)
+
+
+def _content(state, rows):
+  tables = {}
+  for vocabulary, table in rows.items():
+    tables[vocabulary] = _to_uint8(table.names)
+    tables[f"{vocabulary}_trained"] = np.asarray(table.trained, np.uint8)
+  return {"params": state.params, "opt_state": state.opt_state, "rng": _key_data(state.rng),
+          "rows": tables}
+
+
+def _key_data(rng):
+  if isinstance(rng, jax.ShapeDtypeStruct):
+    shape = jax.eval_shape(jax.random.key_data, rng)
+    return {"key": jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=rng.sharding)}
+  return {"key": jax.random.key_data(rng)}
+
+
+def _read_meta(manager, step):
+  try:
+    stored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    text = stored["text"]
+    if zlib.crc32(text.encode()) != stored["crc32"]:
+      raise CorruptError("its description was changed")
+    return json.loads(text)
+  except CorruptError:
+    raise
+  except Exception as error:  # Whatever orbax meets in damaged files: they all mean "damaged".
+    raise CorruptError(_first_line(error)) from error
+
+
+def _read_trees(manager, step, want, *, meta=None):
+  """Returns ({item: tree}, meta) read into the shardings of `want`, digests compared."""
+  meta = meta or _read_meta(manager, step)
+  args = {
+    name: ocp.args.PyTreeRestore(
+      item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
+    for name, tree in want.items()}
+  try:
+    found = manager.restore(step, args=ocp.args.Composite(**args))
+    found = {name: found[name] for name in want}
+    for name in want:
+      saved = meta["digests"][name]
+      for leaf, digest in _digests(found[name]).items():
+        if saved.get(leaf) != digest:
+          raise CorruptError(f"{name}/{leaf} is not what was saved")
+  except CorruptError:
+    raise
+  except Exception as error:
+    raise CorruptError(_first_line(error)) from error
+  return found, meta
+
+
+def _map_metadata(manager, step, item):
+  try:
+    metadata = manager.item_metadata(step)[item].tree
+  except Exception as error:
+    raise CorruptError(_first_line(error)) from error
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(
+    lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding), metadata,
+    is_leaf=lambda m: hasattr(m, "shape"))
+
+
+def _digests(tree):
+  """Returns {leaf name: int}: 64 bits that any single changed element is certain to change."""
+  flat = {leaf: x for leaf, x in trees.flatten(tree).items() if hasattr(x, "shape")}
+  halves = jax.device_get(_digest_all(flat))
+  return {leaf: int(high) << 32 | int(low) for leaf, (high, low) in halves.items()}
+
+
+@jax.jit
+def _digest_all(flat):
+  return {leaf: (_digest(x, 0x85EBCA6B), _digest(x, 0xC2B2AE35)) for leaf, x in flat.items()}
+
+
+def _digest(x, salt):
+  """Returns a uint32 sum of hashes of (element, position): the same on any sharding."""
+  x = jnp.asarray(x)
+  size = x.dtype.itemsize
+  if x.dtype == jnp.bool_:
+    bits = x.astype(jnp.uint32)
+  else:
+    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[size])
+  position = jnp.zeros(x.shape, jnp.uint32)
+  for axis in range(x.ndim):
+    stride = int(np.prod(x.shape[axis + 1:], dtype=np.int64)) % 2**32
+    position += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
+  # For a fixed position every step is a bijection of the element, so a changed element changes its
+  # hash, and the sum with it.
+  mixed = (bits.astype(jnp.uint32) ^ (position * jnp.uint32(0x9E3779B1))) + jnp.uint32(salt)
+  mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x7FEB352D)
+  mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x846CA68B)
+  return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+
+
+def _to_uint8(names):
+  names = np.ascontiguousarray(names)
+  return names.view(np.uint8).reshape(len(names), names.dtype.itemsize)
+
+
+def _to_bytes(array):
+  return np.ascontiguousarray(array).view(f"S{array.shape[1]}")[:, 0]
+
+
+def _first_line(error):
+  return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]

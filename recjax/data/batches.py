@@ -1,0 +1,135 @@
+"""Batches sampled on the device: data stays resident, batch n is a function of (seed, n)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recjax import errors
+
+ROUNDS = 8
+WINDOWS = ("last", "prefix", "random")
+
+
+def resident(data, *, split="train", min_length=1):
+  """Returns the host arrays that batches are sampled from.
+
+  Args:
+    data: `sequences.Dataset`.
+    split: whose interactions are trained on.
+    min_length: users with fewer are left out.
+
+  Returns:
+    {"items" int32 [R], "users" int32 [n], "begin" and "end" [n] rows of each user, "pool" int32 [M]
+    the domain's item ids}. Row numbers are int32 while they fit.
+  """
+  begin, end = data.span(split)
+  users = np.flatnonzero(end - begin >= min_length)
+  if not len(users):
+    raise errors.UserError(f"data set {data.name!r}: no user has {min_length} {split} interactions")
+  if len(data.items) >= 2**31:
+    raise errors.UserError(f"data set {data.name!r}: {len(data.items)} rows do not fit int32 rows on "
+                           "a device; shard it by users")
+  return {"items": np.asarray(data.items), "users": users.astype(np.int32),
+          "begin": begin[users].astype(np.int32), "end": end[users].astype(np.int32),
+          "pool": np.flatnonzero(data.in_domain).astype(np.int32)}
+
+
+def make_sampler(*, num_users, batch_size, length, window):
+  """Returns sample(resident, rng, step) -> batch, to be called inside jit.
+
+  Every epoch visits each of the `num_users` users once, in an order of its own; the last batch of an
+  epoch is filled up with rows of user 0 and padding. The batch is {"items" int32 [B, length]
+  left-padded, "users" int32 [B]}.
+
+  Windows: "last" ends at a user's last item; "prefix" at the k-th, k uniform over 3..n (shorter
+  sequences: over n alone), as the survey's next-item task; "random" at a uniform end among those that
+  fill the window.
+  """
+  if window not in WINDOWS:
+    raise errors.UserError(f"objective.window is {window!r}; there are {', '.join(WINDOWS)}")
+  per_epoch = -(-num_users // batch_size)
+
+  def sample(tables, rng, step):
+    epoch, place = step // per_epoch, step % per_epoch
+    slot = place * batch_size + jnp.arange(batch_size)
+    row = permute(jnp.minimum(slot, num_users - 1), num_users,
+                  jax.random.fold_in(jax.random.fold_in(rng, 0), epoch))
+    begin, end = tables["begin"][row], tables["end"][row]
+    least = {"last": end, "prefix": jnp.minimum(begin + 3, end),
+             "random": jnp.minimum(begin + length, end)}[window]
+    if window != "last":
+      draw = jax.random.fold_in(jax.random.fold_in(rng, 1), step)
+      end = least + jax.random.randint(draw, row.shape, 0, end - least + 1)
+    real = slot < num_users
+    index = end[:, None] - length + jnp.arange(length)
+    inside = (index >= begin[:, None]) & real[:, None]
+    items = jnp.where(inside, tables["items"][jnp.maximum(index, 0)], 0)
+    return {"items": items, "users": jnp.where(real, tables["users"][row], 0)}
+
+  return sample
+
+
+def permute(index, size, key):
+  """Returns p(index) for a random permutation p of range(size), without materializing it.
+
+  A Feistel network over the next power of two, walked until it lands inside (Black & Rogaway 2002):
+  cost and memory grow with `index`, not with `size`, so an epoch over millions of users is shuffled
+  a batch at a time.
+  """
+  bits = max((size - 1).bit_length(), 2)
+  low = bits // 2
+  low_mask, high_mask = jnp.uint32(2**low - 1), jnp.uint32(2**(bits - low) - 1)
+  keys = jax.random.bits(key, (ROUNDS,), jnp.uint32)
+
+  def scramble(x):
+    left, right = x >> low, x & low_mask
+    for turn in range(ROUNDS):
+      if turn % 2:
+        right = right ^ (_hash(left ^ keys[turn]) & low_mask)
+      else:
+        left = left ^ (_hash(right ^ keys[turn]) & high_mask)
+    return (left << low) | right
+
+  outside = lambda x: jnp.any(x >= size)
+  walk = lambda x: jnp.where(x >= size, scramble(x), x)
+  return jax.lax.while_loop(outside, walk, scramble(index.astype(jnp.uint32))).astype(jnp.int32)
+
+
+def attribute_tables(data, fields, *, extra_tokens=0):
+  """Returns {field: int32 [N + 2 + extra_tokens, slots]}: attribute ids of every token.
+
+  Ids are 1..K, and K + 1 says "unknown": for items without a value, for MASK (a masked item must
+  not leak through its attributes) and for the extra tokens. Padding, and places after an item's last
+  value, hold 0.
+
+  Args:
+    data: `sequences.Dataset`.
+    fields: (name, width, slots) from `config.model.fields`.
+    extra_tokens: ids after MASK.
+  """
+  tables = {}
+  for name, _, slots in fields:
+    if name not in data.features:
+      raise errors.UserError(f"model.fields names {name!r}, but data set {data.name!r} has "
+                             f"{', '.join(data.features) or 'no attributes'}")
+    feature = data.features[name]
+    unknown = len(feature.ids)
+    table = np.zeros((data.num_items + 2 + extra_tokens, slots), np.int32)
+    values = np.asarray(feature.values)[:, :slots]
+    table[:data.num_items + 1, :values.shape[1]] = values
+    nothing = ~np.any(table > 0, axis=1)
+    nothing[0] = False
+    table[nothing] = unknown
+    tables[name] = table
+  return tables
+
+
+def field_rows(data):
+  """Returns {attribute: rows of its table}: its values and one for "unknown"."""
+  return {name: len(feature.ids) for name, feature in data.features.items()}
+
+
+def _hash(x):
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> 16)

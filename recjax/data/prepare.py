@@ -1,0 +1,261 @@
+"""Raw interactions in, prepared data sets out: number the ids, group by user, cut, write, check.
+
+All data sets of one run share the numbering of users and items. Nothing that stood in `data_dir`
+is replaced before every new data set is complete and has the expected counts.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+import tempfile
+
+import numpy as np
+
+from recjax import errors
+from recjax.data import columns, metadata, sequences, sources, splits
+
+TABLE = (("data set", "name"), ("users", "users"), ("items", "items"),
+         ("interactions", "interactions"), ("mean train", "mean_train_length"),
+         ("evaluated", "evaluated_users"), ("too short", "too_short_users"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """All interactions in (user, time, file row) order on disk, and their vocabularies."""
+  rows: columns.Columns
+  offsets: np.ndarray  # int64 [U + 2]
+  users: list  # external ids of users 1..U
+  items: list  # of items 1..N
+  domains: tuple  # names; a domain's code is its place
+  item_domain: np.ndarray | None  # int16 [N + 1], where items decide on the domain, not rows
+
+
+def prepare(config, *, raw_dir, data_dir, log=print):
+  """Writes the data sets of a `configs/data` config to `data_dir`; returns {name: manifest}.
+
+  Raises `UserError` for raw data with a mistake, or counts that the config does not expect.
+  """
+  config = config.to_dict()
+  data_dir = pathlib.Path(data_dir)
+  source = sources.open_source(config, raw_dir)
+  try:
+    with _scratch(data_dir) as scratch:
+      table = _gather(source, scratch)
+      shared = _shared_arrays(table, source.items)
+      rules = {name: splits.parse(fields, name)
+               for name, fields in source.rules(table.domains).items()}
+      _check_folders(data_dir, rules)
+      manifests = {}
+      for name, rule in rules.items():
+        about = {"name": name, "title": config["title"], "generated": config["generated"],
+                 "raw_sha256": source.reader.sha256}
+        manifests[name] = _write(scratch / name, table, rule, shared, about)
+      if config["check"]:
+        _check_counts(manifests, _expected(config, rules))
+      for name in rules:
+        sequences.replace_folder(scratch / name, data_dir / name)
+  except OSError as error:
+    raise errors.UserError(f"cannot write to {data_dir}: {error}") from error
+  log(format_table(manifests.values()))
+  for note in config["notes"]:
+    log(f"note: {note}")
+  return manifests
+
+
+@contextlib.contextmanager
+def _scratch(data_dir):
+  data_dir.mkdir(parents=True, exist_ok=True)
+  folder = pathlib.Path(tempfile.mkdtemp(prefix=".prepare.", suffix=".tmp", dir=data_dir))
+  try:
+    yield folder
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _gather(source, scratch):
+  facts = source.items
+  known = facts.titles.keys() if facts and facts.complete else None
+  raw, vocabularies = columns.ingest(source.reader, scratch / ".raw", known_items=known,
+                                     known_name=facts.name if facts else "")
+  users, user_rank = vocabularies["user"].ranked()
+  items, item_rank = vocabularies["item"].ranked()
+  ranks = {"user": user_rank, "item": item_rank}
+  domains, item_domain = (), None
+  if "domain" in vocabularies:
+    domains, rank = vocabularies["domain"].ranked()
+    ranks["domain"] = rank - 1
+    if len(domains) > sources.MAX_DOMAINS:
+      raise errors.UserError(f"{source.reader.name}: {len(domains)} domains (limit "
+                             f"{sources.MAX_DOMAINS}); is --config.columns.domain right?")
+  elif facts and facts.domains:
+    domains = sorted(set(facts.domains.values()))
+    codes = [domains.index(facts.domains[i]) for i in items]
+    item_domain = np.array([-1, *codes], np.int16)
+  offsets = columns.user_offsets(raw, user_rank)
+  rows, repeat = columns.group(raw, scratch / ".rows", ranks, offsets, repeats=source.repeats,
+                               ticks=source.reader.ticks)
+  if repeat:
+    raise errors.UserError(_repeat_message(source, raw, vocabularies, repeat))
+  shutil.rmtree(raw.folder)
+  return Table(rows, offsets, users, items, tuple(domains), item_domain)
+
+
+def _repeat_message(source, raw, vocabularies, repeat):
+  user, item, time = repeat
+  found = columns.find_rows(raw, user, item, time if source.repeats else None)
+  name = lambda role, code: vocabularies[role].text(code)
+  what = "the same user, item and time" if source.repeats else "the same user and item"
+  return (f"{source.reader.place(found[1])}: duplicate of {source.reader.place(found[0])}, {what} "
+          f"(user {name('user', user)!r}, item {name('item', item)!r})")
+
+
+def _shared_arrays(table, facts):
+  """Returns (Dataset fields that all data sets share, extra arrays, bool [N + 1] has metadata)."""
+  fields = facts.fields if facts else {}
+  features = {name: sequences.Feature(*metadata.encode_values(values, table.items, name))
+              for name, values in fields.items()}
+  described = np.zeros(len(table.items) + 1, bool)
+  for feature in features.values():
+    described |= (feature.values > 0).any(1)
+  extras = {}
+  if facts and facts.titles:
+    extras["item_titles"] = metadata.title_array(facts.titles, table.items)
+  ids = {"user_ids": metadata.id_array(table.users), "item_ids": metadata.id_array(table.items)}
+  return {**ids, "features": features}, extras, described
+
+
+def _write(draft, table, rule, shared, about):
+  """Writes one data set into the new folder `draft`; returns its manifest."""
+  arrays, extras, described = shared
+  item_counts = _count(table, rule, lambda user, item: item, len(table.items) + 1)
+  in_domain = item_counts >= max(1, rule.min_item_interactions)
+  counts = _count(table, rule, lambda user, item: user[in_domain[item]], len(table.users) + 1)
+  kept = splits.kept_lengths(counts, rule)
+  offsets = np.concatenate([[0], np.cumsum(kept)])
+  if not offsets[-1]:
+    raise errors.UserError(f"data set {about['name']}: its split rule keeps no interaction at all")
+  draft.mkdir()
+  seen = _write_rows(draft, table, rule, in_domain, counts, kept)
+  ranges = splits.ranges(kept, rule)
+  lengths = ranges[..., 1] - ranges[..., 0]
+  split = lengths[:, 2] > 0
+  users = int(split.sum()) if rule.drop_short else len(table.users)
+  manifest = {
+    **about,
+    "users": users,
+    "items": int(in_domain.sum()),
+    "items_seen": int(seen.sum()),
+    "interactions": int(offsets[-1]),
+    "items_with_metadata": int((in_domain & described).sum()),
+    "mean_train_length": round(int(lengths[:, 0].sum()) / max(users, 1), 6),
+    "evaluated_users": int(split.sum()),
+    "too_short_users": len(table.users) - int(split.sum()),
+    "absent_users": int((kept[1:] == 0).sum()),
+    "vocabulary_users": len(table.users),
+    "vocabulary_items": len(table.items),
+    "split": dataclasses.asdict(rule),
+  }
+  mapped = {stem: np.load(path, mmap_mode="r") for stem in ("items", "times", "ratings")
+            if (path := draft / f"{stem}.npy").is_file()}
+  data = sequences.Dataset(manifest=manifest, in_domain=in_domain, offsets=offsets, splits=ranges,
+                           **arrays, **mapped)
+  return sequences.write(draft, data, extras=extras)
+
+
+def _blocks(table, rule, names):
+  """Yields (rows' users, {name: rows}, mask of the rule's domain) for ranges of whole users."""
+  if rule.domain is not None and rule.domain not in table.domains:
+    raise errors.UserError(f"no domain {rule.domain!r}; there are: "
+                           f"{', '.join(table.domains) or 'none'}")
+  names = set(names) | {"item"}
+  for low, high in columns.user_ranges(table.offsets, columns.BUCKET_ROWS):
+    begin, end = int(table.offsets[low]), int(table.offsets[high])
+    rows = {name: table.rows.read(name, begin, end) for name in names}
+    user = np.repeat(np.arange(low, high), np.diff(table.offsets[low:high + 1]))
+    mask = np.ones(end - begin, bool)
+    if rule.domain is not None:
+      by_item = table.item_domain is not None
+      domain = (table.item_domain[rows["item"]] if by_item
+                else table.rows.read("domain", begin, end))
+      mask = domain == table.domains.index(rule.domain)
+    yield user, rows, mask
+
+
+def _count(table, rule, pick, size):
+  """Returns int64 [size]: how often pick(users, items) of the domain's rows names each number."""
+  counts = np.zeros(size, np.int64)
+  for user, rows, mask in _blocks(table, rule, ()):
+    counts += np.bincount(pick(user[mask], rows["item"][mask]), minlength=size)
+  return counts
+
+
+def _write_rows(draft, table, rule, in_domain, counts, kept):
+  """Streams the kept rows to `draft`; returns bool [N + 1], the items among them."""
+  files = {name: f"{name}s" for name in ("item", "time", "rating") if name in table.rows.names}
+  seen = np.zeros(len(in_domain), bool)
+  with contextlib.ExitStack() as stack:
+    streams = {}
+    for name, stem in files.items():
+      streams[name] = stack.enter_context(open(draft / f"{stem}.npy", "wb"))
+      descr = np.lib.format.dtype_to_descr(np.dtype(columns.DTYPES[name]))
+      np.lib.format.write_array_header_1_0(
+        streams[name], {"descr": descr, "fortran_order": False, "shape": (int(kept.sum()),)})
+    for user, rows, mask in _blocks(table, rule, files):
+      mask &= in_domain[rows["item"]]
+      user = user[mask]
+      # Rows of a user are consecutive and all in this block: the place of each in its user's.
+      starts = np.flatnonzero(np.diff(user, prepend=-1))
+      lengths = np.diff(np.append(starts, len(user)))
+      place = np.arange(len(user)) - np.repeat(starts, lengths)
+      latest = place >= counts[user] - kept[user]
+      for name, stream in streams.items():
+        stream.write(rows[name][mask][latest].data)
+      seen[rows["item"][mask][latest]] = True
+  return seen
+
+
+def _check_folders(data_dir, names):
+  sources.check_names(names)
+  for name in names:
+    folder = data_dir / name
+    if folder.exists() and not (folder / "manifest.json").is_file():
+      raise errors.UserError(f"{folder} exists and is no prepared data set; move it away or choose "
+                             "another --data_dir")
+
+
+def _expected(config, rules):
+  """Returns {data set: {key: expected}}, with the legacy counts where that switch is on."""
+  expected = {name: dict(values) for name, values in config["expect"].items()}
+  for name, values in config["legacy_expect"].items():
+    if name in rules and rules[name].legacy_drop_last_user:
+      expected[name] = {**expected.get(name, {}), **values}
+  return expected
+
+
+def _check_counts(manifests, expected):
+  misses = []
+  for name, values in expected.items():
+    for key, value in values.items():
+      value, tolerance = value if isinstance(value, (tuple, list)) else (value, 0)
+      found = manifests.get(name, {}).get(key)
+      if found is None or abs(found - value) > tolerance:
+        within = f" within {tolerance}" if tolerance else ""
+        misses.append(f"{name}.{key} is {found}, expected {value}{within}")
+  if misses:
+    raise errors.UserError(
+      f"not the data that the config expects: {'; '.join(misses)}. Nothing was written; "
+      "--config.check=false prepares it all the same")
+
+
+def format_table(manifests):
+  """Returns a text table, one line a data set."""
+  show = lambda v: f"{v:,.3f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v
+  lines = [[title for title, _ in TABLE]]
+  lines += [[show(m[key]) for _, key in TABLE] for m in manifests]
+  widths = [max(len(line[i]) for line in lines) for i in range(len(TABLE))]
+  return "\n".join(
+    "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:],
+                                                                    strict=True))])
+    for line in lines)
+

@@ -1,0 +1,208 @@
+"""Prepared data: ragged interaction sequences in packed, memory-mapped arrays.
+
+A data set is a folder of `.npy` arrays beside `manifest.json`. With U users, N items and R
+interactions (both vocabularies start at 1; 0 is padding and belongs to nobody):
+
+    user_ids.npy   bytes  [U + 1]        external user ids, row 0 empty
+    item_ids.npy   bytes  [N + 1]        external item ids, row 0 empty
+    in_domain.npy  bool   [N + 1]        items of this data set's domain (the others can be negatives)
+    offsets.npy    int64  [U + 2]        user u owns rows offsets[u] : offsets[u + 1]; user 0 owns none
+    items.npy      int32  [R]            in (user, time, file row) order
+    times.npy      int64  [R]            seconds
+    ratings.npy    float32 [R]           optional
+    splits.npy     int32  [U + 1, 3, 2]  [begin, end) of train, val and test, relative to offsets[u]
+    feature_NAME.npy      int32 [N + 1, S]  attribute ids of each item, 0 = no further value
+    feature_NAME_ids.npy  bytes [K + 1]     external attribute ids, row 0 empty
+
+Users too short to be split keep their rows and own three empty ranges.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+
+from recjax import errors
+
+VERSION = 1
+SPLITS = ("train", "val", "test")
+ARRAYS = ("user_ids", "item_ids", "in_domain", "offsets", "items", "times", "splits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+  """One categorical attribute of items: `values` [N + 1, S] into `ids` [K + 1]; 0 is no value."""
+  values: np.ndarray
+  ids: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """The arrays of one prepared data set; see the module's docstring for their shapes."""
+  manifest: dict
+  user_ids: np.ndarray
+  item_ids: np.ndarray
+  in_domain: np.ndarray
+  offsets: np.ndarray
+  items: np.ndarray
+  times: np.ndarray
+  splits: np.ndarray
+  ratings: np.ndarray | None = None
+  features: dict = dataclasses.field(default_factory=dict)
+
+  @property
+  def name(self):
+    return self.manifest["name"]
+
+  @property
+  def num_users(self):
+    """Returns U: users are numbered 1..U."""
+    return len(self.user_ids) - 1
+
+  @property
+  def num_items(self):
+    """Returns N: items are numbered 1..N, those of other domains included."""
+    return len(self.item_ids) - 1
+
+  def span(self, split):
+    """Returns (begin, end) int64 [U + 1]: the absolute rows of every user in `split`."""
+    part = self.splits[:, SPLITS.index(split)].astype(np.int64)
+    start = np.asarray(self.offsets[:-1])
+    return start + part[:, 0], start + part[:, 1]
+
+  def lengths(self, split):
+    """Returns int64 [U + 1]: how many interactions every user has in `split`."""
+    begin, end = self.span(split)
+    return end - begin
+
+  def users_in(self, split):
+    """Returns the ids of the users who own at least one interaction in `split`."""
+    return np.flatnonzero(self.lengths(split)).astype(np.int32)
+
+  def item_counts(self, split="train"):
+    """Returns int64 [N + 1]: how often each item occurs in `split`."""
+    begin, end = self.span(split)
+    counts = np.zeros(self.num_items + 1, np.int64)
+    for low in range(0, len(begin), 1 << 16):  # in blocks: a gather of all rows would double them
+      rows = take_ranges(self.items, begin[low:low + (1 << 16)], end[low:low + (1 << 16)])
+      counts += np.bincount(rows, minlength=self.num_items + 1)
+    return counts
+
+
+def take_ranges(values, begin, end):
+  """Returns values[begin[0]:end[0]], values[begin[1]:end[1]], ... in one flat array."""
+  begin, lengths = np.asarray(begin, np.int64), np.asarray(end - begin, np.int64)
+  first = np.cumsum(lengths) - lengths
+  rows = np.arange(lengths.sum(), dtype=np.int64) + np.repeat(begin - first, lengths)
+  return np.asarray(values[rows])
+
+
+def pad(values, begin, end, *, width, align):
+  """Returns values[begin[i]:end[i]] as row i of an [n, width] array, zero-padded.
+
+  Longer ranges keep their last `width` values. `align` is "left" (values first) or "right" (values
+  last, so that the last column is the most recent one).
+  """
+  begin = np.maximum(begin, end - width)
+  lengths = end - begin
+  column = np.arange(width)
+  if align == "right":
+    keep = column[None] >= width - lengths[:, None]
+  else:
+    keep = column[None] < lengths[:, None]
+  out = np.zeros((len(begin), width), values.dtype)
+  out[keep] = take_ranges(values, begin, end)
+  return out
+
+
+def load(data_dir, name):
+  """Returns the `Dataset` that `recjax.prepare` left in `data_dir/name`, memory-mapped."""
+  folder = pathlib.Path(data_dir) / name
+  path = folder / "manifest.json"
+  if not path.is_file():
+    found = sorted(p.parent.name for p in pathlib.Path(data_dir).glob("*/manifest.json"))
+    raise errors.UserError(
+      f"no prepared data set {name!r} in {os.fspath(data_dir)!r} (found: {', '.join(found) or 'none'}); "
+      "run python -m recjax.prepare first, or set --config.data_dir")
+  manifest = json.loads(path.read_text())
+  if manifest.get("version") != VERSION:
+    raise errors.UserError(f"{path}: version {manifest.get('version')} was written by another recjax "
+                           f"(this one reads {VERSION}); prepare the data again")
+  read = lambda stem: _read(folder / f"{stem}.npy")
+  arrays = {stem: read(stem) for stem in ARRAYS}
+  ratings = read("ratings") if (folder / "ratings.npy").is_file() else None
+  features = {field: Feature(read(f"feature_{field}"), read(f"feature_{field}_ids"))
+              for field in manifest.get("features", ())}
+  data = Dataset(manifest=manifest, ratings=ratings, features=features, **arrays)
+  _check_shapes(data, folder)
+  return data
+
+
+def save(folder, data, *, extras=None):
+  """Writes `data` to `folder` under a temporary name, then renames it there.
+
+  An older data set of that name is replaced only once the new one is complete. `extras` as in
+  `write`.
+  """
+  folder = pathlib.Path(folder)
+  draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+  draft.mkdir(parents=True)
+  write(draft, data, extras=extras)
+  replace_folder(draft, folder)
+
+
+def write(draft, data, *, extras=None):
+  """Writes the arrays and the manifest of `data` into the existing folder `draft`.
+
+  An array that is the memory map of its own file in `draft` is there already: rows that do not fit
+  in memory are streamed to their files first.
+
+  Args:
+    draft: a folder of its own; see `replace_folder`.
+    data: a `Dataset`.
+    extras: {stem: array} of further arrays to keep beside those of the format (`item_titles`).
+
+  Returns the manifest as written.
+  """
+  arrays = {stem: getattr(data, stem) for stem in ARRAYS}
+  if data.ratings is not None:
+    arrays["ratings"] = data.ratings
+  for field, feature in data.features.items():
+    arrays[f"feature_{field}"], arrays[f"feature_{field}_ids"] = feature.values, feature.ids
+  for stem, array in {**arrays, **(extras or {})}.items():
+    path = draft / f"{stem}.npy"
+    if not (isinstance(array, np.memmap) and pathlib.Path(array.filename) == path.resolve()):
+      np.save(path, array, allow_pickle=False)
+  manifest = dict(data.manifest, version=VERSION, features=sorted(data.features))
+  (draft / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+  return manifest
+
+
+def replace_folder(draft, folder):
+  """Renames `draft` to `folder`; what stood there before is removed last."""
+  old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+  if folder.exists():
+    os.rename(folder, old)
+  os.rename(draft, folder)
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def _read(path):
+  try:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    raise errors.UserError(f"{path}: cannot be read ({error}); prepare the data again") from error
+
+
+def _check_shapes(data, folder):
+  users, rows, items = data.num_users, len(data.items), data.num_items
+  right = (data.offsets.shape == (users + 2,) and data.splits.shape == (users + 1, 3, 2)
+           and data.times.shape == (rows,) and data.in_domain.shape == (items + 1,)
+           and int(data.offsets[-1]) == rows
+           and (data.ratings is None or data.ratings.shape == (rows,))
+           and all(f.values.shape[0] == items + 1 for f in data.features.values()))
+  if not right:
+    raise errors.UserError(f"{folder}: the arrays do not fit together; prepare the data again")

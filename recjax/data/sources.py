@@ -1,0 +1,99 @@
+"""What can be prepared: each format of raw data as rows, facts about items and split rules."""
+
+import dataclasses
+import os
+import pathlib
+import re
+
+from recjax import errors
+from recjax.data import demo, download, metadata, readers
+
+MAX_DOMAINS = 64  # more are a sign that some other column was named
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Raw data, ready to be streamed."""
+  reader: object  # see readers.py
+  rules: object  # rules(domains) -> {data set name: fields of a splits.Rule}
+  items: metadata.Items | None = None
+  repeats: bool = True  # whether one user may choose an item again
+
+
+def open_source(config, raw_dir):
+  """Returns the `Source` that `config.format` names: ml1m, table or demo."""
+  if config["format"] not in FORMATS:
+    raise errors.UserError(f"config.format {config['format']!r} is none of {', '.join(FORMATS)}")
+  if config["format"] != "demo" and not raw_dir:
+    raise errors.UserError("--raw_dir is required: the folder with the raw data")
+  return FORMATS[config["format"]](config, raw_dir and pathlib.Path(raw_dir))
+
+
+def _movielens(config, raw_dir):
+  ratings, movies = _movielens_files(config, raw_dir)
+  names = ["user", "item", "rating", "time"]
+  reader = readers.TextTable(ratings, header=names, columns={n: n for n in names}, separator="::",
+                             rating_range=config["rating_range"])
+  return Source(reader, lambda domains: config["datasets"],
+                metadata.read_movies(movies, config["domains"]), repeats=False)
+
+
+def _movielens_files(config, raw_dir):
+  """Returns the (ratings, movies) `Raw`s of the first place that has ratings."""
+  wanted = ("ratings.dat", "movies.dat")
+  for folder in (raw_dir / "ml-1m", raw_dir):
+    found = [next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+             for name in wanted]
+    if found[0]:
+      return readers.file(found[0]), readers.file(found[1] or folder / wanted[1])
+  archive = raw_dir / "ml-1m.zip"
+  if not archive.is_file():
+    if not config["download"]:
+      raise errors.UserError(
+        f"no MovieLens-1M in {os.fspath(raw_dir)!r} (ml-1m/ratings.dat, ratings.dat, either also "
+        ".gz, or ml-1m.zip); --config.download=true fetches it")
+    download.fetch(config["url"], archive, md5=config["md5"], max_bytes=config["max_bytes"])
+  members = readers.zip_members(archive)
+  for name in wanted:
+    if name not in members:
+      raise errors.UserError(f"{archive}: has no member {name}")
+  return tuple(members[name] for name in wanted)
+
+
+def _table(config, raw_dir):
+  reader = readers.interactions(
+    raw_dir / config["interactions"], columns=config["columns"], separator=config["separator"],
+    time_unit=config["time_unit"], rating_range=config["rating_range"] or None)
+  items = None
+  if config["items"]:
+    items = metadata.read_table(raw_dir / config["items"], features=config["features"],
+                                separator=config["separator"], **config["item_columns"])
+
+  def rules(domains):
+    unknown = sorted(set(config["domain_splits"]) - set(domains))
+    if unknown:
+      raise errors.UserError(f"config.domain_splits names {unknown[0]!r}, no domain of the data "
+                             f"({', '.join(domains) or 'there are none'})")
+    named = {config["name"]: config["split"]}
+    for domain in domains:
+      fields = config["domain_splits"].get(domain, config["split"])
+      named[f"{config['name']}_{domain}"] = {**fields, "domain": domain}
+    return named
+
+  return Source(reader, rules, items)
+
+
+def _demo(config, raw_dir):
+  reader, items = demo.generate(**config["generate"])
+  return Source(reader, lambda domains: config["datasets"], items, repeats=False)
+
+
+def check_names(names):
+  """Raises `UserError` for the name of a data set that cannot be a folder's."""
+  for name in names:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*", name):
+      raise errors.UserError(f"data set name {name!r}: only letters, digits, _ - and . are allowed "
+                             "(a domain's value is part of the name)")
+
+
+FORMATS = {"ml1m": _movielens, "table": _table, "demo": _demo}

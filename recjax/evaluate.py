@@ -1,0 +1,49 @@
+"""Scores a checkpoint of a run again: another step, another split.
+
+    python -m recjax.evaluate --workdir=W [--step=N] [--split=test] [--data_dir=DIR]
+
+Writes W/evaluation_SPLIT_STEP.json and the per-user values beside it, and prints the headline.
+"""
+
+import pathlib
+
+from absl import flags
+
+from recjax import checkpoint
+from recjax import cli
+from recjax import experiment
+from recjax import partition
+from recjax import record
+from recjax import results
+from recjax import trees
+
+FLAGS = flags.FLAGS
+
+
+def evaluate(workdir, *, step=None, split="test", data_dir=None):
+  """Returns the report of the run's best checkpoint, or of `step`, on `split`."""
+  partition.initialize()
+  partition.enable_compilation_cache()
+  exp, params, reader = experiment.restore(workdir, step=step, data_dir=data_dir)
+  name = f"{split}_{reader.step}"
+  report = results.evaluate(exp, params, workdir, write=partition.is_first(), split=split, name=name)
+  report["run"].update(step=reader.step, parameters=trees.count(params))
+  if partition.is_first():
+    record.write_json(pathlib.Path(workdir) / f"evaluation_{name}.json", report)
+  return report
+
+
+def main(argv):
+  del argv
+  cli.require(FLAGS, "workdir")
+  report = evaluate(FLAGS.workdir, step=FLAGS.step, split=FLAGS.split, data_dir=FLAGS.data_dir)
+  print(f"step {report['run']['step']}, {FLAGS.split} split of {report['data']['name']}")
+  print(results.summary(report, FLAGS.split))
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "Folder of a training run.")
+  flags.DEFINE_integer("step", None, "Checkpoint to evaluate; by default the best on validation.")
+  flags.DEFINE_enum("split", "test", ["val", "test"], "Held-out interactions to rank.")
+  flags.DEFINE_string("data_dir", None, "Where the prepared data are now, if not where they were.")
+  cli.run(main)

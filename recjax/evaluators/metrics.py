@@ -1,0 +1,77 @@
+"""Ranking metrics as their exact expectation under random tie-breaking, one value per user.
+
+A positive enters as two counts over the user's candidates: `greater`, how many score higher (other
+positives included), and `equal`, how many others score the same. Its rank is then uniform over
+greater + 1 .. greater + equal + 1, so the order in which candidates are listed decides nothing and
+a constant scorer gets exactly chance. All arrays are [n users, P positives]; `mask` marks the
+positives that exist. Everything is computed in float64.
+"""
+
+import numpy as np
+
+
+def compute(greater, equal, mask, ks):
+  """Returns {"ndcg@k": [n], "recall@k": [n] for each k, "mrr": [n]}, float64."""
+  values = {f"ndcg@{k}": ndcg(greater, equal, mask, k) for k in ks}
+  values.update({f"recall@{k}": recall(greater, equal, mask, k) for k in ks})
+  return values | {"mrr": mrr(greater, equal, mask)}
+
+
+def ndcg(greater, equal, mask, k):
+  """Returns NDCG@k [n]: binary gains, discount 1 / log2(rank + 1), ideal over min(k, positives)."""
+  gains = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(k) + 2))])
+  best = gains[np.minimum(mask.sum(axis=1), k)]
+  return _ratio(_expected_gain(greater, equal, mask, gains), best)
+
+
+def recall(greater, equal, mask, k):
+  """Returns Recall@k [n]: positives in the first k, divided by min(k, positives)."""
+  gains = np.arange(k + 1, dtype=np.float64)
+  return _ratio(_expected_gain(greater, equal, mask, gains), np.minimum(mask.sum(axis=1), k))
+
+
+def mrr(greater, equal, mask):
+  """Returns the reciprocal rank [n] of the first positive."""
+  last = np.iinfo(np.int64).max
+  above = np.where(mask, greater, np.int64(last))
+  best = above.min(axis=1, initial=last)
+  first = mask & (above == best[:, None])  # The positives of the best tie group that holds any.
+  hits = first.sum(axis=1)
+  size = np.where(first, equal, np.int64(0)).max(axis=1, initial=0) + 1
+  best = np.where(hits > 0, best, 0)
+  values = np.where(hits > 0, 1 / (best + 1.0), 0.0)  # Right as it stands without ties.
+  single = (hits == 1) & (size > 1)
+  if single.any():  # The mean of 1 / rank over the group, from harmonic numbers.
+    top = int((best + size)[single].max())
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1.0, top + 1))])
+    low = best[single]
+    values[single] = (harmonic[low + size[single]] - harmonic[low]) / size[single]
+  several = (hits > 1) & (size > hits)
+  if several.any():
+    groups = np.stack([best, size, hits], axis=1)[several]
+    groups, member = np.unique(groups, axis=0, return_inverse=True)
+    values[several] = np.array([_first_hit(*group) for group in groups])[member.reshape(-1)]
+  return values
+
+
+def _expected_gain(greater, equal, mask, gains):
+  """Returns the expected sum over positives of gain(rank); gains[r] adds ranks 1..r, up to k."""
+  k = len(gains) - 1
+  equal = np.where(mask, equal, 0)
+  low, high = np.minimum(greater, k), np.minimum(greater + equal + 1, k)
+  return np.where(mask, (gains[high] - gains[low]) / (equal + 1), 0.0).sum(axis=1)
+
+
+def _first_hit(above, size, hits):
+  """Returns E[1 / (above + J)]: J is the first of `hits` positives among `size` tied candidates.
+
+  P(J = j) = C(size - j, hits - 1) / C(size, hits), built up from P(J > j) to stay in range.
+  """
+  place = np.arange(size - hits + 1)  # j - 1
+  missed = (size - hits - place[:-1]) / (size - place[:-1])
+  alive = np.concatenate([[1.0], np.cumprod(missed)])
+  return np.sum(alive * hits / (size - place) / (above + place + 1))
+
+
+def _ratio(value, best):
+  return np.divide(value, best, out=np.zeros(len(value)), where=best > 0)

@@ -1,0 +1,246 @@
+"""Ranks each evaluated user's held-out items under several candidate protocols in one pass.
+
+    uniform100_global, uniform100_domain, pop100   positives + sampled negatives, see candidates.py
+    full   every item of the domain, less the user's train and val items
+
+A positive is always a candidate, even if the user owned it before. The device counts for each
+positive how many candidates beat and tie it; that needs no sort and no [B, N] mask, and the host
+turns the counts into metrics.
+"""
+
+import collections
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from recjax import errors
+from recjax.data import sequences
+from recjax.evaluators import candidates, metrics
+
+PROTOCOLS = (*candidates.SAMPLED, "full")
+CONTEXTS = ("train", "train+val")
+_IN_FLIGHT = 3  # Batches: simulated CPU devices abort with many more, and scores take memory.
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """Per-user metrics: `values[context][protocol][metric]` is float32 [n], like `users`."""
+  users: np.ndarray
+  values: dict
+
+  def means(self):
+    """Returns the same nesting with one float per metric: users count alike."""
+    mean = lambda value: float(np.mean(value, dtype=np.float64))
+    return {context: {protocol: {metric: mean(value) for metric, value in table.items()}
+                      for protocol, table in protocols.items()}
+            for context, protocols in self.values.items()}
+
+  def flat(self):
+    """Returns {"train/full/ndcg@10": float32 [n], ...}."""
+    return {f"{context}/{protocol}/{metric}": value
+            for context, protocols in self.values.items()
+            for protocol, table in protocols.items() for metric, value in table.items()}
+
+
+class Ranking:
+  """Evaluates score functions on the users who own at least one item in `split`."""
+
+  def __init__(self, data, *, split="test", contexts=None, protocols=PROTOCOLS,
+               ks=(3, 5, 10), num_negatives=100, seed=0, batch_size=256, history_length=100,
+               cache_dir=None, max_users=None, put=jnp.asarray):
+    """Prepares users, positives, negatives and exclusions once.
+
+    Args:
+      data: `sequences.Dataset`.
+      split: "val" or "test".
+      contexts: what the model sees of a user, "train" or "train+val" (the latter for the test split
+        only); all that the split allows by default.
+      protocols: names out of `PROTOCOLS`.
+      ks: cut-offs of NDCG and recall.
+      num_negatives: negatives per user in the sampled protocols.
+      seed: fixes the negatives and the choice of `max_users`; not the run's seed.
+      batch_size: users per batch, always filled up; a multiple of the data-parallel devices.
+      history_length: most recent items that a score function gets.
+      cache_dir: folder that keeps the negatives, or None.
+      max_users: evaluate a fixed random subset of this size.
+      put: places one host array, [batch_size, ...], on the devices.
+
+    Raises:
+      UserError: an unknown name, a split without users, or a positive that is no candidate.
+    """
+    _check("split", (split,), ("val", "test"))
+    _check("protocol", protocols, PROTOCOLS)
+    allowed = CONTEXTS if split == "test" else CONTEXTS[:1]
+    contexts = allowed if contexts is None else contexts
+    _check("context", contexts, allowed)
+    if min(*ks, batch_size, history_length, num_negatives) < 1:
+      raise errors.UserError("evaluation: ks, batch_size, history_length and num_negatives must be "
+                             f"at least 1, not {(ks, batch_size, history_length, num_negatives)}")
+    self._data, self._split, self._put = data, split, put
+    self._batch_size, self._history_length = batch_size, history_length
+    self.contexts, self.protocols, self.ks = tuple(contexts), tuple(protocols), tuple(ks)
+    self.users = _choose(data, split, max_users, seed)
+    self._positives = candidates.distinct_items(data, self.users, (split,))
+    if not data.in_domain[self._positives[0]].all():
+      raise errors.UserError(f"data set {data.name!r} holds out items that are not in its domain; "
+                             "prepare the data again")
+    self._excluded = None
+    if "full" in protocols:
+      self._excluded = candidates.distinct_items(
+        data, self.users, ("train", "val"), without=(split,))
+    self._negatives = {
+      name: candidates.load_or_sample(data, self.users, split, name, num_negatives=num_negatives,
+                                      seed=seed, cache_dir=cache_dir)
+      for name in protocols if name != "full"}
+    self._in_domain = np.array(data.in_domain)
+    self._in_domain[0] = False
+    # Users with alike numbers of positives share a batch: its width is that of its largest row.
+    self._order = np.argsort(np.diff(self._positives[1]), kind="stable")
+    self._spans = {context: _history_span(data, self.users, split, context)
+                   for context in self.contexts}
+    self._score = (None, None)
+
+  def run(self, score_fn, params, *, contexts=None):
+    """Returns the `Results` of `score_fn(params, users [B], histories [B, T])`, scores [B, N + 1].
+
+    Histories are left-padded with the most recent item last; column 0 of the scores is ignored.
+    `score_fn` is compiled once per function object: pass the same one each time. Batches are filled
+    up with user 0 and an empty history.
+
+    Raises:
+      FloatingPointError: a score of an evaluated user is NaN.
+    """
+    if score_fn != self._score[0]:  # Not `is`: each look-up of a method is a new object.
+      self._score = (score_fn, jax.jit(score_fn))
+    values, waiting = {}, collections.deque()
+    for low in range(0, len(self.users), self._batch_size):
+      rows = self._order[low:low + self._batch_size]
+      mask, batch = self._batch(rows)
+      for context in contexts or self.contexts:
+        counts = self._counts(params, rows, context, batch)
+        waiting.append((context, rows, mask, counts))
+        if len(waiting) > _IN_FLIGHT:
+          self._collect(values, *waiting.popleft())
+    for entry in waiting:
+      self._collect(values, *entry)
+    return Results(self.users, values)
+
+  def _batch(self, rows):
+    """Returns (mask [n, P] on the host, the arrays of a batch that no context changes)."""
+    positives = self._rows(_pad(*self._positives, rows))
+    batch = {"users": self._rows(self.users[rows]), "positives": positives}
+    batch["negatives"] = {name: self._rows(ids[rows]) for name, ids in self._negatives.items()}
+    if self._excluded is not None:
+      batch["excluded"] = self._rows(_pad(*self._excluded, rows))
+    return positives[:len(rows)] > 0, jax.tree.map(self._put, batch)
+
+  def _counts(self, params, rows, context, batch):
+    begin, end = (edge[rows] for edge in self._spans[context])
+    histories = sequences.pad(
+      self._data.items, begin, end, width=self._history_length, align="right")
+    # Two compiled functions on purpose: inside one, a score may be computed twice with different
+    # rounding (fused into the gather and into the comparison), and a positive must tie with itself.
+    scores = self._score[1](params, batch["users"], self._put(self._rows(histories)))
+    shape = (self._batch_size, self._data.num_items + 1)
+    if scores.shape != shape:
+      raise ValueError(f"score_fn returned scores {scores.shape}, not [B, N + 1] = {shape}")
+    return _count(scores, batch, self._in_domain)
+
+  def _collect(self, values, context, rows, mask, counts):
+    """Fetches one batch's counts and writes its metrics into `values`."""
+    counts = _fetch(counts)
+    if counts["nan"][:len(rows)].any():
+      user = self.users[rows[np.argmax(counts["nan"][:len(rows)])]]
+      raise FloatingPointError(f"NaN among the scores of user {user} (context {context!r}); "
+                               "ranking them would be meaningless")
+    table = values.setdefault(context, {})
+    for name in self.protocols:
+      greater, equal = (count[:len(rows)] for count in counts[name])
+      part = metrics.compute(greater, equal, mask, self.ks)
+      for metric, value in part.items():
+        column = table.setdefault(name, {}).setdefault(
+          metric, np.zeros(len(self.users), np.float32))
+        column[rows] = value
+
+  def _rows(self, array):
+    """Returns `array` with rows of zeros appended up to the batch size."""
+    out = np.zeros((self._batch_size, *array.shape[1:]), array.dtype)
+    out[:len(array)] = array
+    return out
+
+
+@jax.jit
+def _count(scores, batch, in_domain):
+  """Returns {protocol: (greater, equal), each int32 [B, P]} and "nan" bool [B]."""
+  score_of = functools.partial(jnp.take_along_axis, scores, axis=1)
+  positives = batch["positives"]
+  target = score_of(positives)  # [B, P]
+  peers = _compare(target, target, positives > 0)
+  counts = {"nan": jnp.isnan(scores[:, 1:]).any(axis=1)}
+  for name, ids in batch["negatives"].items():
+    others = _compare(target, score_of(ids), ids > 0)
+    counts[name] = (peers[0] + others[0], peers[1] + others[1] - 1)  # A positive ties with itself.
+  if "excluded" in batch:
+    ids = batch["excluded"]  # Distinct and free of positives, so each is subtracted once.
+    domain = _compare(target, scores, in_domain[None])
+    gone = _compare(target, score_of(ids), in_domain[ids])
+    counts["full"] = (domain[0] - gone[0], domain[1] - gone[1] - 1)
+  return counts
+
+
+def _compare(target, others, valid):
+  """Returns int32 [B, P] twice: how many valid `others` [B, K] are above and level with `target`.
+
+  One positive at a time: XLA does not always fuse the comparison into the sum, and [B, P, K] of a
+  user with hundreds of positives fills the memory.
+  """
+  count = functools.partial(jnp.sum, axis=-1, dtype=jnp.int32)
+  one = lambda value: (count((others > value[:, None]) & valid),
+                       count((others == value[:, None]) & valid))
+  return tuple(column.T for column in jax.lax.map(one, target.T))
+
+
+def _fetch(tree):
+  """Returns device arrays as numpy, whole in every process."""
+  if all(array.is_fully_addressable for array in jax.tree.leaves(tree)):
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def _choose(data, split, max_users, seed):
+  users = data.users_in(split)
+  if not len(users):
+    raise errors.UserError(f"data set {data.name!r} has no user with an item in its {split} split; "
+                           "evaluate another split or prepare the data with another rule")
+  if max_users is not None and max_users < len(users):
+    users = np.sort(np.random.default_rng(seed).choice(users, max_users, replace=False))
+  return users
+
+
+def _history_span(data, users, split, context):
+  """Returns (begin, end) int64 [n]: the rows that a user's history is cut from."""
+  begin, end = (edge[users] for edge in data.span("train"))
+  if context == "train+val":
+    val_begin, val_end = (edge[users] for edge in data.span("val"))
+    # Where val overlaps test (the survey's short users) the history stops before the test items.
+    val_end = np.minimum(val_end, data.span(split)[0][users])
+    end = np.where(val_end > val_begin, np.maximum(end, val_end), end)
+  return begin, end
+
+
+def _pad(values, offsets, rows):
+  """Returns int32 [n, W], 0-padded; W is 1, 4, 16, ... so that few shapes are ever compiled."""
+  lengths = np.diff(offsets)
+  bits = int(max(lengths[rows].max(), 1) - 1).bit_length()
+  width = min(1 << (bits + bits % 2), max(int(lengths.max()), 1))
+  return sequences.pad(values, offsets[rows], offsets[rows + 1], width=width, align="left")
+
+
+def _check(what, names, known):
+  for name in names:
+    if name not in known:
+      raise errors.UserError(f"evaluation: unknown {what} {name!r} here; known: {', '.join(known)}")

@@ -1,0 +1,107 @@
+"""What a config describes, built: the part that training, evaluation and serving share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from recjax import checkpoint
+from recjax import errors
+from recjax import models
+from recjax import objectives
+from recjax import partition
+from recjax import step as step_lib
+from recjax import trees
+from recjax.data import batches
+from recjax.data import sequences
+from recjax.data import vocabulary
+from recjax.evaluators import ranking
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Data, model and objective of a config, with the model's function ready to be called."""
+  config: object
+  data: sequences.Dataset
+  mesh: jax.sharding.Mesh
+  model: object
+  objective: object
+  tables: dict  # {field: attribute ids} on the devices
+  apply_fn: object
+  predict: object  # jitted (params, users, histories) -> scores
+
+  def init_params(self, seed):
+    """Returns freshly started parameters as a nested dict on the host's default device."""
+    items = jnp.zeros((1, min(self.model.max_len, 2)), jnp.int32)
+    tables = {name: jnp.asarray(np.asarray(x)) for name, x in self.tables.items()}
+    init = jax.jit(lambda key: self.model.init(key, items, jnp.zeros(1, jnp.int32), tables)["params"])
+    return init(jax.random.key(seed))
+
+  def rows(self):
+    """Returns {vocabulary: checkpoint.Rows} of the model's row tables."""
+    names = vocabulary.row_names(self.data, extra_tokens=self.model.extra_tokens)
+    used = {name for name, _ in self.model.row_tables().values()}
+    return {name: checkpoint.Rows(*names[name]) for name in sorted(used)}
+
+  def history_length(self, *splits):
+    """Returns how many past items the model reads at most, from users' longest `splits` together."""
+    longest = int(sum(self.data.lengths(split) for split in splits).max())
+    room = self.model.max_len - (0 if self.objective.causal else 1)  # MASK takes a position
+    return max(min(longest, room), 1)
+
+  def ranking(self, split, *, contexts, protocols):
+    """Returns the evaluator of `split` that `config.eval` describes."""
+    config = self.config.eval
+    devices = self.mesh.devices.size
+    return ranking.Ranking(
+      self.data, split=split, contexts=contexts, protocols=protocols, ks=tuple(config.ks),
+      num_negatives=config.num_negatives, seed=config.candidates_seed,
+      batch_size=-(-config.batch_size // devices) * devices,
+      history_length=self.history_length(*(("train", "val") if "train+val" in contexts else ("train",))),
+      cache_dir=f"{self.config.data_dir}/{self.data.name}/candidates",
+      max_users=config.max_users, put=lambda x: partition.put(x, partition.by_rows(self.mesh)))
+
+
+def build(config, *, data=None):
+  """Returns the Experiment of `config`, reading its data set from `config.data_dir`."""
+  if data is None:
+    if not config.data_dir:
+      raise errors.UserError("--config.data_dir is required: the folder that recjax.prepare wrote to")
+    data = sequences.load(config.data_dir, config.dataset)
+  mesh = partition.make_mesh(config.num_devices)
+  model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
+                         "num_users": data.num_users, "field_rows": batches.field_rows(data)})
+  objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items,
+                              model_is_causal=model.causal)
+  tables = batches.attribute_tables(
+    data, [(name, width, slots) for name, _, width, slots in model.fields],
+    extra_tokens=model.extra_tokens)
+  tables = partition.put(tables, partition.replicated(mesh))
+  apply_fn = step_lib.make_apply(model, tables)
+  return Experiment(config=config, data=data, mesh=mesh, model=model, objective=objective,
+                    tables=tables, apply_fn=apply_fn,
+                    predict=step_lib.make_predict(apply_fn, objective, mesh))
+
+
+def restore(workdir, *, step=None, data_dir=None):
+  """Returns (Experiment, params, Reader) of a run's best checkpoint, or of `step`.
+
+  Args:
+    workdir: the run's folder.
+    step: another checkpoint.
+    data_dir: where the prepared data are, if not where the run found them.
+  """
+  reader = checkpoint.Reader(workdir, step)
+  config = ml_collections.ConfigDict(reader.config)
+  config.data_dir = data_dir or config.data_dir
+  config.num_devices = None  # as many as there are here
+  exp = build(config)
+  want = trees.flatten(jax.eval_shape(exp.init_params, 0))
+  if {n: x.shape for n, x in want.items()} != {n: x.shape for n, x in reader.shapes().items()}:
+    raise errors.UserError(
+      f"{workdir}: the checkpoint does not fit its config and the data in {config.data_dir} "
+      f"({trees.describe_difference(want, reader.shapes())}); was the data set prepared anew?")
+  params = reader.params(sharding=partition.replicated(exp.mesh))
+  return exp, trees.unflatten(params), reader

@@ -1,0 +1,276 @@
+"""The transformer over item sequences that BERT4Rec and SASRec share.
+
+Letters: B batch, T positions, W width, H heads, N items, S shards, C labeled positions a shard.
+Sequences are left-padded, so the last position is always the most recent one, and position tables
+are aligned to the right: a batch of T columns uses the last T rows. Cutting columns that hold only
+padding therefore changes nothing.
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from recjax.models import layers
+
+MASKED_SCORE = -1e9  # finite, so that a row of padding alone still has a finite softmax
+
+
+class SequenceEmbed(nn.Module):
+  """Concatenates what is known of every position: item, item attributes, user; each with positions.
+
+  Survey, Section 4.2 and the released code: every table has a position table of its own.
+  """
+  num_items: int
+  num_users: int
+  max_len: int
+  item_width: int
+  user_width: int  # 0: no user embedding
+  fields: tuple = ()  # (name, rows, width): attribute tables, ids 1..rows
+  extra_tokens: int = 0  # rows after MASK, for CLS and SEP
+  segments: int = 0  # token-type rows, 0: none
+  norm: bool = False  # layer norm after the sum, as Devlin et al. 2019
+  dropout: float = 0.1
+  initializer: str = "torch"
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    start = layers.table_init(self.initializer)
+    self.item = nn.Embed(self.num_items + 2 + self.extra_tokens, self.item_width,
+                         embedding_init=start, dtype=self.dtype)
+    position = lambda width: nn.Embed(self.max_len, width, embedding_init=start, dtype=self.dtype)
+    self.item_pos = position(self.item_width)
+    if self.user_width:
+      self.user = layers.RowTable(self.num_users, self.user_width, self.initializer, self.dtype)
+      self.user_pos = position(self.user_width)
+    if self.segments:
+      self.segment = nn.Embed(self.segments, self.item_width, embedding_init=start, dtype=self.dtype)
+    for field, rows, width, _ in self.fields:
+      setattr(self, field, layers.RowTable(rows, width, self.initializer, self.dtype))
+      setattr(self, f"{field}_pos", position(width))
+    if self.norm:
+      self.layer_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+    self.drop = layers.Dropout(self.dropout)
+
+  def __call__(self, items, users, tables, *, segments=None, train=False):
+    """Returns [B, T, W].
+
+    Args:
+      items: int32 [B, T], left-padded ids; N + 1 is MASK.
+      users: int32 [B], 0 for an unknown user.
+      tables: {field: int32 [N + 2 + extra_tokens, slots]}, attribute ids of every item id. The rows
+        of MASK say "unknown", so a masked item does not leak through its attributes.
+      segments: optional int32 [B, T] token types.
+      train: whether dropout is on.
+    """
+    batch, length = items.shape
+    assert length <= self.max_len, f"{length} columns, but position tables have {self.max_len} rows"
+    place = jnp.arange(self.max_len - length, self.max_len)
+    x = self.item(items) + self.item_pos(place)
+    if self.segments:
+      x = x + self.segment(jnp.zeros_like(items) if segments is None else segments)
+    parts = [x]
+    for field, _, width, slots in self.fields:
+      ids = jnp.take(tables[field], items, axis=0)  # [B, T, slots]
+      values = getattr(self, field)(ids) + getattr(self, f"{field}_pos")(place)[:, None]
+      parts.append(values.reshape(batch, length, slots * width))
+    if self.user_width:
+      user = self.user(users)[:, None] + self.user_pos(place)
+      parts.append(jnp.broadcast_to(user, (batch, length, self.user_width)))
+    x = jnp.concatenate(parts, -1) if len(parts) > 1 else x
+    if self.norm:
+      x = self.layer_norm(x)
+    return self.drop(x, train=train)
+
+
+class Attention(nn.Module):
+  """Multi-head scaled dot-product attention, softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017)."""
+  heads: int
+  dropout: float
+  initializer: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, mask, *, train):
+    batch, length, width = x.shape
+    assert width % self.heads == 0, f"width {width} does not split into {self.heads} heads"
+    project = functools.partial(layers.dense, initializer=self.initializer, fan_in=width, dtype=self.dtype)
+    qkv = project(3 * width, name="qkv")(x)
+    query, key, value = jnp.moveaxis(
+      qkv.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)  # [B, T, H, d]
+    scores = jnp.einsum("bthd,bshd->bhts", query, key) / math.sqrt(width // self.heads)
+    scores = jnp.where(mask, scores.astype(jnp.float32), MASKED_SCORE)
+    weights = nn.softmax(scores).astype(self.dtype)
+    weights = layers.Dropout(self.dropout)(weights, train=train)
+    mixed = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(batch, length, width)
+    return project(width, name="out")(mixed)
+
+
+class FeedForward(nn.Module):
+  """W -> hidden -> W with one nonlinearity."""
+  hidden: int
+  act: str
+  dropout: float
+  initializer: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    width = x.shape[-1]
+    hidden = layers.dense(self.hidden, initializer=self.initializer, fan_in=width, name="up", dtype=self.dtype)(x)
+    hidden = layers.Dropout(self.dropout)(layers.ACTIVATIONS[self.act](hidden), train=train)
+    return layers.dense(width, initializer=self.initializer, fan_in=self.hidden, name="down", dtype=self.dtype)(hidden)
+
+
+class Block(nn.Module):
+  """One transformer layer, norm before each part ("pre") or after each residual sum ("post")."""
+  heads: int
+  hidden: int
+  act: str = "gelu_tanh"
+  norm: str = "pre"
+  dropout: float = 0.1
+  attention_dropout: float = 0.1
+  hidden_dropout: float = 0.1  # inside the feed-forward part
+  output_dropout: float = 0.1  # after the whole layer, as the code the survey built on
+  initializer: str = "torch"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, mask, *, train):
+    attend = lambda y: Attention(self.heads, self.attention_dropout, self.initializer, self.dtype,
+                                 name="attention")(y, mask, train=train)
+    feed = lambda y: FeedForward(self.hidden, self.act, self.hidden_dropout, self.initializer, self.dtype,
+                                 name="mlp")(y, train=train)
+    for name, part in (("attention_norm", attend), ("mlp_norm", feed)):
+      norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+      drop = layers.Dropout(self.dropout)
+      if self.norm == "pre":
+        x = x + drop(part(norm(x)), train=train)
+      else:
+        x = norm(x + drop(part(x), train=train))
+    return layers.Dropout(self.output_dropout)(x, train=train)
+
+
+class Encoder(nn.Module):
+  """A stack of blocks over non-padding positions, each attending to all or, if causal, to the past."""
+  num_layers: int
+  block: dict
+  causal: bool = False
+  final_norm: bool = False
+
+  @nn.compact
+  def __call__(self, x, keep, *, train):
+    """Returns ([B, T, W], {"block_i": [B, T, W]}).
+
+    Args:
+      x: [B, T, W].
+      keep: bool [B, T], False at padding.
+      train: whether dropout is on.
+    """
+    mask = keep[:, None, None, :]  # [B, 1, 1, T]
+    if self.causal:
+      mask = mask & jnp.tril(jnp.ones((x.shape[1],) * 2, bool))
+    out = {}
+    for index in range(self.num_layers):  # A python loop keeps block_i addressable by name.
+      x = Block(**self.block, name=f"block_{index}")(x, mask, train=train)
+      out[f"block_{index}"] = x
+    if self.final_norm:
+      x = nn.LayerNorm(epsilon=1e-6, dtype=x.dtype, name="final_norm")(x)
+    return x, out
+
+
+class SequenceTransformer(nn.Module):
+  """Scores of every item at (selected) positions of left-padded sequences.
+
+  Parameters live under embed/, encoder/block_i/ and head/: paths that checkpoints depend on.
+  """
+  num_items: int  # N
+  num_users: int  # U
+  fields: tuple = ()  # (name, rows, width, slots) of item attributes that are concatenated
+  item_width: int = 128
+  user_width: int = 32  # 0: no user embedding
+  num_layers: int = 6
+  heads: int = 4
+  hidden: int = 512  # width inside the feed-forward part
+  max_len: int = 100
+  dropout: float = 0.1
+  hidden_dropout: bool = True  # also inside the feed-forward part
+  output_dropout: bool = True  # also after every block, as the code the survey built on
+  act: str = "gelu_tanh"
+  norm: str = "pre"
+  final_norm: bool = False
+  embed_norm: bool = False
+  segments: int = 0
+  extra_tokens: int = 0
+  output: str = "untied"  # untied, tied (bare dot product) or tied_transform
+  initializer: str = "torch"
+  causal: bool = False
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, items, users, tables, *, positions=None, segments=None, train=False):
+    """Returns (scores of ids 0..N, dict of intermediates).
+
+    Args:
+      items: int32 [B, T] left-padded ids; 0 padding, N + 1 MASK.
+      users: int32 [B]; 0 is an unknown user.
+      tables: {field: int32 [N + 2 + extra_tokens, slots]} attribute ids of every item id.
+      positions: int32 [S, C], where to score: flat positions in each of S equal runs of rows. None
+        scores all positions.
+      segments: optional int32 [B, T] token types.
+      train: whether dropout is on.
+
+    Scores have shape [S, C, N + 1], or [B, T, N + 1] without `positions`.
+    """
+    common = dict(initializer=self.initializer, dtype=jnp.dtype(self.dtype))
+    embed = SequenceEmbed(
+      num_items=self.num_items, num_users=self.num_users, max_len=self.max_len,
+      item_width=self.item_width, user_width=self.user_width, fields=self.fields,
+      extra_tokens=self.extra_tokens, segments=self.segments, norm=self.embed_norm,
+      dropout=self.dropout, **common, name="embed")
+    block = dict(
+      heads=self.heads, hidden=self.hidden, act=self.act, norm=self.norm, dropout=self.dropout,
+      attention_dropout=self.dropout, hidden_dropout=self.dropout * self.hidden_dropout,
+      output_dropout=self.dropout * self.output_dropout, **common)
+    x = embed(items, users, tables, segments=segments, train=train)
+    out = {"embedded": x}
+    x, out["encoder"] = Encoder(self.num_layers, block, causal=self.causal,
+                                final_norm=self.final_norm, name="encoder")(
+                                  x, items > 0, train=train)
+    out["encoded"] = x
+    if positions is not None:
+      x = layers.select(x, positions)
+    if self.output == "untied":
+      scores = layers.LinearHead(self.num_items, **common, name="head")(x)
+    else:
+      full = self.output == "tied_transform"
+      scores = layers.TiedHead(self.num_items, **common, transform=full, bias=full, name="head")(
+        x, embed.item.embedding)
+    return scores, out
+
+  def row_tables(self):
+    """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
+    names = {"embed/item/embedding": ("item", 0)}
+    if self.user_width:
+      names["embed/user/embedding"] = ("user", 0)
+    names.update({f"embed/{field}/embedding": (field, 0) for field, *_ in self.fields})
+    if self.output == "untied":
+      names.update({"head/scores/kernel": ("output", 1), "head/scores/bias": ("output", 0)})
+    elif self.output == "tied_transform":
+      names["head/bias"] = ("item", 0)
+    return names
+
+  def transfer_rules(self, mode):
+    """Returns the rules of a transfer mode (survey, Section 4.3), or None for an unknown mode.
+
+    "embedding" carries the user and attribute tables with their positions; "model" all but the head.
+    """
+    names = ["user"] * bool(self.user_width) + [field for field, *_ in self.fields]
+    tables = "|".join(f"{name}|{name}_pos" for name in names)
+    return {
+      "none": (),
+      "embedding": ((rf"embed/({tables})/embedding", r"\g<0>"),) if names else (),
+      "model": ((r"(embed|encoder)/.*", r"\g<0>"),),
+    }.get(mode)

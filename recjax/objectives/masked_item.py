@@ -1,0 +1,87 @@
+"""Masked item prediction (MIP), the cloze task of BERT4Rec (Sun et al. 2019, Section 3.5)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from recjax.objectives import losses
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedItem:
+  """Hides items at random and predicts them from both sides.
+
+  Of the chosen positions `mask_share` become MASK, `random_share` another item of the domain, and
+  the rest stay as they are (Devlin et al. 2019: 80/10/10).
+  """
+  num_items: int
+  rate: float = 0.15
+  mask_share: float = 0.8
+  random_share: float = 0.1
+  window: str = "last"
+  causal = False
+  min_length = 1
+  extra_columns = 0  # the sampler's windows have as many columns as the model reads
+
+  def prepare(self, rng, batch, pool):
+    """Returns {"items", "users", "labels"} from sampled windows.
+
+    Args:
+      rng: key of this step.
+      batch: {"items": int32 [B, T], "users": int32 [B]}.
+      pool: int32 [M], the ids that random replacement draws from.
+    """
+    items = batch["items"]
+    choose, how, which = jax.random.split(rng, 3)
+    chosen = (jax.random.uniform(choose, items.shape) < self.rate) & (items > 0)
+    fate = jax.random.uniform(how, items.shape)
+    other = pool[jax.random.randint(which, items.shape, 0, len(pool))]
+    changed = jnp.where(fate < self.mask_share, self.num_items + 1,
+                        jnp.where(fate < self.mask_share + self.random_share, other, items))
+    return {"items": jnp.where(chosen, changed, items), "users": batch["users"],
+            "labels": jnp.where(chosen, items, 0)}
+
+  def loss(self, apply_fn, params, inputs, *, shards, capacity, rng):
+    """Returns (sum, weight, {"dropped": labels without room}) over the labeled positions."""
+    return item_loss(apply_fn, params, inputs, shards=shards, capacity=capacity, rng=rng)
+
+  def label_statistics(self, lengths):
+    """Returns (mean, variance, most) of the labels in a row, from windows of these lengths."""
+    mean, spread = lengths.mean(), lengths.var()
+    binomial = self.rate * (1 - self.rate) * mean
+    return self.rate * mean, binomial + self.rate**2 * spread, lengths.max()
+
+  def predict(self, apply_fn, params, users, histories):
+    """Returns scores [B, N + 1] of the item after each history; see `predict_at_mask`."""
+    return predict_at_mask(apply_fn, params, users, histories, self.num_items)
+
+
+def item_loss(apply_fn, params, inputs, *, shards, capacity, rng):
+  """Returns (sum, weight, metrics) of the softmax cross-entropy at the labeled positions.
+
+  Args:
+    apply_fn: (params, items, users, positions, rng) -> scores [S, C, N + 1]; rng None: no dropout.
+    params: the model's parameters.
+    inputs: {"items" [B, T], "users" [B], "labels" [B, T]}.
+    shards: S, runs of rows whose labels are gathered apart.
+    capacity: C, room for labels in a shard.
+    rng: dropout key or None.
+  """
+  positions, labels, weights, dropped = losses.labeled_positions(
+    inputs["labels"], shards=shards, capacity=capacity)
+  scores = apply_fn(params, inputs["items"], inputs["users"], positions, rng)
+  total, weight = losses.cross_entropy(scores, labels, weights)
+  return total, weight, {"dropped": dropped}
+
+
+def predict_at_mask(apply_fn, params, users, histories, num_items):
+  """Returns float32 [B, N + 1]: scores at a MASK appended to left-padded histories [B, T]."""
+  items = jnp.concatenate([histories, jnp.full_like(histories[:, :1], num_items + 1)], axis=1)
+  return predict_at_end(apply_fn, params, users, items)
+
+
+def predict_at_end(apply_fn, params, users, items):
+  """Returns float32 [B, N + 1]: scores at the last column of `items` [B, T]."""
+  last = jnp.full((items.shape[0], 1), items.shape[1] - 1, jnp.int32)
+  return apply_fn(params, items, users, last, None)[:, 0].astype(jnp.float32)

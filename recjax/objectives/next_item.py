@@ -1,0 +1,70 @@
+"""Next item prediction (NIP), in the two forms that the survey's systems use."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from recjax.objectives import masked_item
+
+
+@dataclasses.dataclass(frozen=True)
+class NextItem:
+  """Predicts the item after a random prefix, from the prefix and an appended MASK.
+
+  As released with the survey: a bidirectional model, one target a user and epoch, prefix length
+  uniform over 2..n-1 items (shorter sequences: as long as they allow).
+  """
+  num_items: int
+  window: str = "prefix"  # the window's last column is the target
+  causal = False
+  min_length = 1
+  extra_columns = 0
+
+  def prepare(self, rng, batch, pool):
+    """Returns {"items", "users", "labels"}: the window with its last item turned into MASK."""
+    del rng, pool
+    items = batch["items"]
+    real = items[:, -1:] > 0
+    mask = jnp.where(real, self.num_items + 1, 0)
+    labels = jnp.zeros_like(items).at[:, -1].set(items[:, -1])
+    return {"items": jnp.concatenate([items[:, :-1], mask], axis=1), "users": batch["users"],
+            "labels": labels}
+
+  loss = masked_item.MaskedItem.loss
+
+  def label_statistics(self, lengths):
+    """Returns (mean, variance, most) of the labels in a row: exactly one."""
+    del lengths
+    return 1.0, 0.0, 1
+
+  def predict(self, apply_fn, params, users, histories):
+    """Returns scores [B, N + 1] of the item after each history."""
+    return masked_item.predict_at_mask(apply_fn, params, users, histories, self.num_items)
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalNextItem:
+  """Predicts the next item at every position of a causal model (SASRec with full softmax)."""
+  num_items: int
+  window: str = "last"
+  causal = True
+  min_length = 2
+  extra_columns = 1  # inputs and labels are the same window, one column apart
+
+  def prepare(self, rng, batch, pool):
+    """Returns {"items", "users", "labels"}: windows [B, T + 1] shifted against themselves."""
+    del rng, pool
+    items = batch["items"]
+    return {"items": items[:, :-1], "users": batch["users"],
+            "labels": jnp.where(items[:, :-1] > 0, items[:, 1:], 0)}
+
+  loss = masked_item.MaskedItem.loss
+
+  def label_statistics(self, lengths):
+    """Returns (mean, variance, most) of the labels in a row: one less than its items."""
+    labels = lengths - 1
+    return labels.mean(), labels.var(), labels.max()
+
+  def predict(self, apply_fn, params, users, histories):
+    """Returns scores [B, N + 1] at the last position of each history."""
+    return masked_item.predict_at_end(apply_fn, params, users, histories)

@@ -1,0 +1,121 @@
+"""Processes, the device mesh, and where arrays live: the only file that builds meshes."""
+
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from recjax import errors
+
+DATA_AXIS = "data"
+
+
+def initialize():
+  """Joins the processes of a multi-host run, where the environment describes one.
+
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name the run outright;
+  RECJAX_DISTRIBUTED=1 leaves it to jax to find out (Cloud TPU, SLURM, MPI). Otherwise the run has
+  one process. Must be called before anything else touches jax.
+  """
+  if jax.distributed.is_initialized():
+    return
+  names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+  given = [n for n in names if os.environ.get(n)]
+  if given and len(given) < len(names):
+    raise errors.UserError(f"the environment sets {', '.join(given)} but a multi-host run needs all "
+                           f"of {', '.join(names)}")
+  if given:
+    address, count, index = (os.environ[n] for n in names)
+    jax.distributed.initialize(address, int(count), int(index))
+  elif os.environ.get("RECJAX_DISTRIBUTED") == "1":
+    jax.distributed.initialize()
+
+
+def is_first():
+  """Returns whether this process is the one that writes files."""
+  return jax.process_index() == 0
+
+
+def make_mesh(num_devices=None):
+  """Returns a mesh with one data axis over `num_devices` (all of them by default)."""
+  devices = jax.devices()
+  num_devices = num_devices or len(devices)
+  if num_devices > len(devices):
+    raise errors.UserError(f"the config asks for {num_devices} devices, this machine has {len(devices)}")
+  # Auto: flax.linen's nn.Embed and friends know nothing of explicit sharding types.
+  return jax.make_mesh((num_devices,), (DATA_AXIS,), axis_types=(AxisType.Auto,),
+                       devices=devices[:num_devices])
+
+
+def replicated(mesh):
+  """Returns the sharding of an array that every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def by_rows(mesh):
+  """Returns the sharding that splits the first axis over the data axis."""
+  return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def put(tree, sharding):
+  """Returns host arrays placed with `sharding`; every process must hold the same values."""
+  def place(array):
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+  return jax.tree.map(place, tree)
+
+
+def put_state(state, sharding):
+  """Returns a tree of device arrays (a typed key among them) placed with `sharding`."""
+  return jax.jit(lambda x: x, out_shardings=sharding)(state)
+
+
+class Preemption:
+  """Notices SIGTERM while its `with` block runs; in a multi-host run, on any host."""
+
+  def __init__(self):
+    self._asked = threading.Event()
+    self._previous = None
+
+  def __enter__(self):
+    # Handlers belong to the main thread; jax.distributed installs one of its own.
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+      self._previous = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
+    return self
+
+  def __exit__(self, *_):
+    if self._previous is not None:
+      signal.signal(signal.SIGTERM, self._previous)
+
+  def requested(self, step):
+    """Returns whether the run should save and leave at `step`; all hosts get the same answer."""
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._asked.is_set()
+
+
+def constrain_rows(tree, mesh):
+  """Inside jit: splits the first axis of every array over the data axis."""
+  return jax.lax.with_sharding_constraint(tree, by_rows(mesh))
+
+
+def peak_memory_gb():
+  """Returns the peak memory of the busiest device, or of this process where devices keep no count."""
+  stats = [d.memory_stats() or {} for d in jax.local_devices()]
+  peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+  if peaks:
+    return max(peaks) / 2**30
+  import resource  # Unix only, like every platform jax trains on; not needed at import.
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def enable_compilation_cache():
+  """Keeps compiled programs in the user's cache folder, so that a second start is quick."""
+  if jax.config.jax_compilation_cache_dir is None:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    jax.config.update("jax_compilation_cache_dir", os.path.join(base, "recjax", "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,145 @@
+"""Recommends items to histories, from a trained run.
+
+    python -m recjax.recommend --workdir=W --histories=FILE.jsonl --k=10 --output=FILE.jsonl
+
+Every input line is {"items": [external ids, oldest first], "user": external id or absent}; every
+output line {"user", "items": [k external ids, best first], "scores"}. Items of the history are not
+recommended again. Ids that the run does not know are left out and counted.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from recjax import cli
+from recjax import errors
+from recjax import experiment
+from recjax import partition
+
+FLAGS = flags.FLAGS
+
+
+class Recommender:
+  """The best checkpoint of a run, ready to rank the items of its domain.
+
+  Args:
+    workdir: folder of a training run.
+    step: another checkpoint than the best.
+    data_dir: where the prepared data are, if not where the run found them.
+    batch_size: histories scored at once.
+  """
+
+  def __init__(self, workdir, *, step=None, data_dir=None, batch_size=256):
+    exp, self._params, _ = experiment.restore(workdir, step=step, data_dir=data_dir)
+    devices = exp.mesh.devices.size
+    self._exp, self._batch = exp, -(-batch_size // devices) * devices
+    self._length = exp.model.max_len - (0 if exp.objective.causal else 1)
+    self._items = {name.decode(): i for i, name in enumerate(np.asarray(exp.data.item_ids)) if i}
+    self._users = {name.decode(): i for i, name in enumerate(np.asarray(exp.data.user_ids)) if i}
+    self._names = [name.decode() for name in np.asarray(exp.data.item_ids)]
+    allowed = np.array(exp.data.in_domain)
+    allowed[0] = False
+    self._num_items = int(allowed.sum())
+
+    def top(params, users, histories, owned, k):
+      scores = exp.predict(params, users, histories)
+      scores = jnp.where(allowed, scores, -jnp.inf)
+      rows = jnp.arange(len(users))[:, None]
+      scores = scores.at[rows, owned].set(-jnp.inf)
+      return jax.lax.top_k(scores, k)
+    self._top = jax.jit(top, static_argnums=4)
+
+  def recommend(self, histories, *, users=None, k=10):
+    """Returns (items, scores, unknown): lists of up to k external ids and scores per history.
+
+    Args:
+      histories: list of lists of external item ids, oldest first.
+      users: external user ids or None in their place; unknown users count as None.
+      k: how many items; fewer come back where the domain has no more.
+
+    `unknown` counts the history items that the run does not know.
+    """
+    users = users or [None] * len(histories)
+    items, scores, unknown = [], [], 0
+    for low in range(0, len(histories), self._batch):
+      some = [[self._items.get(str(i), 0) for i in h] for h in histories[low:low + self._batch]]
+      unknown += sum(h.count(0) for h in some)
+      some = [[i for i in h if i] for h in some]
+      ids = np.array([self._users.get(str(u), 0) for u in users[low:low + self._batch]], np.int32)
+      found, ranked = self._rank(some, ids, min(k, self._num_items))
+      for row_scores, row in zip(ranked, found, strict=True):
+        real = np.isfinite(row_scores)
+        items.append([self._names[i] for i in row[real]])
+        scores.append([float(s) for s in row_scores[real]])
+    return items, scores, unknown
+
+  def _rank(self, histories, users, k):
+    width = 1 << max(max(map(len, histories), default=0), 1).bit_length()  # few shapes to compile
+    recent = np.zeros((self._batch, min(self._length, width)), np.int32)
+    owned = np.zeros((self._batch, width), np.int32)
+    for row, history in enumerate(histories):
+      tail = history[-recent.shape[1]:]
+      recent[row, recent.shape[1] - len(tail):] = tail
+      owned[row, :len(history)] = history
+    padded = np.zeros(self._batch, np.int32)
+    padded[:len(users)] = users
+    put = lambda x: partition.put(x, partition.by_rows(self._exp.mesh))
+    scores, items = jax.device_get(
+      self._top(self._params, put(padded), put(recent), put(owned), k))
+    return items[:len(histories)], scores[:len(histories)]
+
+
+def read_histories(path):
+  """Returns (histories, users) of a .jsonl file; raises UserError with the line that is malformed."""
+  histories, users = [], []
+  try:
+    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise errors.UserError(f"--histories {path}: {error}") from error
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+      histories.append(list(row["items"]))
+      users.append(row.get("user"))
+    except (ValueError, KeyError, TypeError) as error:
+      raise errors.UserError(f'{path}:{number}: not {{"items": [...], "user": ...}} '
+                             f"({type(error).__name__}: {error})") from error
+  return histories, users
+
+
+def main(argv):
+  del argv
+  cli.require(FLAGS, "workdir", "histories", "output")
+  if FLAGS.k < 1:
+    raise errors.UserError(f"--k must be at least 1, not {FLAGS.k}")
+  histories, users = read_histories(FLAGS.histories)
+  partition.enable_compilation_cache()
+  recommender = Recommender(FLAGS.workdir, step=FLAGS.step, data_dir=FLAGS.data_dir)
+  items, scores, unknown = recommender.recommend(histories, users=users, k=FLAGS.k)
+  draft = f"{FLAGS.output}.{os.getpid()}.tmp"
+  with open(draft, "w", encoding="utf-8") as file:
+    for user, ids, values in zip(users, items, scores, strict=True):
+      file.write(json.dumps({"user": user, "items": ids, "scores": values}) + "\n")
+  os.replace(draft, FLAGS.output)
+  print(f"{len(items)} histories -> {FLAGS.output}", file=sys.stderr)
+  if unknown:
+    print(f"warning: {unknown} history items are unknown to the run and were left out",
+          file=sys.stderr)
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "Folder of a training run.")
+  flags.DEFINE_string("histories", None, "Input, one JSON object a line.")
+  flags.DEFINE_string("output", None, "Output, one JSON object a line.")
+  flags.DEFINE_integer("k", 10, "Items to recommend.")
+  flags.DEFINE_integer("step", None, "Checkpoint to use; by default the best on validation.")
+  flags.DEFINE_string("data_dir", None, "Where the prepared data are now, if not where they were.")
+  cli.run(main)

@@ -1,0 +1,309 @@
+"""Trains one run: set up, data, model, optimizer, restore, evaluators, loop, report.
+
+    python -m recjax.train --config=configs/NAME.py[:arg] --workdir=W --config.data_dir=DIR
+
+How a run starts, in this order of cases:
+  1. W holds the report of a finished run: nothing is left to do, it is returned.
+  2. W holds checkpoints: the newest sound one is resumed; a transfer is not repeated.
+  3. the config names a source checkpoint: fresh parameters, then the transfer, then the optimizer.
+  4. otherwise: fresh parameters.
+"""
+
+import collections
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+from absl import flags
+
+from recjax import checkpoint
+from recjax import cli
+from recjax import clock as clock_lib
+from recjax import errors
+from recjax import experiment
+from recjax import objectives
+from recjax import optim
+from recjax import partition
+from recjax import record
+from recjax import results
+from recjax import spec
+from recjax import state as state_lib
+from recjax import step as step_lib
+from recjax import transfer
+from recjax import trees
+from recjax.data import batches
+
+FLAGS = flags.FLAGS
+IN_FLIGHT = 2  # dispatches not waited for; simulated devices abort with many more
+DISPATCH_S = 0.5  # steps are dispatched in groups of about this long: what a SIGTERM waits for
+
+
+@dataclasses.dataclass
+class Progress:
+  """What a resumed run must know beside the TrainState; saved with every checkpoint."""
+  best_step: int | None = None
+  best_value: float | None = None
+  worse: int = 0  # validations since the best one
+  stopped: str = ""  # why training ended before its last step
+  train_s: float = 0.0
+  examples: int = 0
+
+  def update(self, step, value, patience):
+    """Returns whether `value` is the best so far; asks to stop after `patience` that are not."""
+    if self.best_value is None or value > self.best_value:
+      self.best_step, self.best_value, self.worse = step, value, 0
+      return True
+    self.worse += 1
+    if patience and self.worse >= patience:
+      self.stopped = f"no better validation since step {self.best_step}"
+    return False
+
+
+def train_and_evaluate(config, workdir):
+  """Trains to the config's end, evaluates the best checkpoint on test, returns the report.
+
+  Raises:
+    UserError: the config, the data or the stored run do not fit, or training diverged.
+    Preempted: a SIGTERM came; the state is saved and the same call goes on from there.
+  """
+  clock = clock_lib.Clock()
+  workdir = pathlib.Path(workdir)
+  if (stored := results.finished(workdir)) is not None:
+    results.check_same_config(workdir, config)
+    return stored
+  partition.initialize()
+  partition.enable_compilation_cache()
+
+  # Data, model, durations.
+  exp = experiment.build(config)
+  resident = batches.resident(exp.data, min_length=exp.objective.min_length)
+  duration = dict(batch_size=config.batch_size, examples=len(resident["users"]))
+  total_steps = spec.steps(config, "total", **duration)
+  every = {name: max(spec.steps(config[name], "every", default=total_steps, total=total_steps,
+                                **duration), 1) for name in ("log", "eval", "checkpoint")}
+  validation = exp.ranking("val", contexts=("train",),
+                           protocols=(config.eval.metric.split("/")[0],))
+
+  # Parameters, what crosses from a source run, optimizer.
+  resuming = checkpoint.has_checkpoint(workdir)
+  if resuming:
+    results.check_same_config(workdir, config)
+  params = exp.init_params(config.seed)
+  freeze = ((config.transfer.freeze, {"freeze": True}),) if config.transfer.freeze else ()
+  optim_plan = optim.plan(config.optim, params, extra_rules=freeze)
+  trainable = {leaf: not options["freeze"] for leaf, options in optim_plan.items()}
+  crossing = None
+  if config.transfer.checkpoint and not resuming:
+    params, crossing = transfer_from(config.transfer, params, exp, trainable)
+  schedule = optim.make_schedule(config.optim, total_steps=total_steps, **duration)
+  tx = optim.make(config.optim, params, schedule=schedule, plan=optim_plan)
+  train_steps = make_steps(config, exp, tx, resident)
+
+  # From here on the run writes: what a user can get wrong was checked above.
+  results.start(workdir, config, crossing, write=partition.is_first())
+  checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
+  everywhere = partition.replicated(exp.mesh)
+  state, progress = state_lib.create(params, tx, config.seed), Progress()
+  found = None
+  if resuming:
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
+    found = checkpoints.restore_latest(abstract, report=record.warn)
+    if found is None and config.transfer.checkpoint:  # All damaged: start as the first time.
+      params, crossing = transfer_from(config.transfer, params, exp, trainable)
+      state = state_lib.create(params, tx, config.seed)
+  if found is None:
+    state = partition.put_state(state, everywhere)
+  else:
+    state, host = found
+    progress = Progress(**host)
+  step = int(state.step)
+  recorder = record.Recorder(workdir, start_step=step, total_steps=total_steps,
+                             active=partition.is_first(), tensorboard=config.log.tensorboard)
+  announce(recorder, exp, params, trainable, crossing, step)
+
+  # The step is compiled apart from the time that counts as training.
+  resident = partition.put(resident, everywhere)
+  with clock.measure("compile"):
+    train_steps = train_steps.lower(state, resident, np.int32(1)).compile()
+
+  def save():
+    checkpoints.save(state, rows=exp.rows(), config=results.plain(config), best_step=progress.best_step,
+                     host=dataclasses.asdict(progress))
+
+  # The loop: groups of steps that end where something is due, waited for a few groups later.
+  waiting, sums, first_step, group = collections.deque(), collections.Counter(), step, 1
+  def collect(keep):
+    while len(waiting) > keep:
+      sums.update(fetch_sums(*waiting.popleft(), checkpoints))
+
+  with partition.Preemption() as preemption:
+    while step < total_steps and not progress.stopped:
+      due = min([total_steps] + [(step // n + 1) * n for n in every.values()])
+      count = min(due - step, group)
+      with clock.measure("train"):
+        state, group_sums = train_steps(state, resident, np.int32(count))
+        waiting.append((step, group_sums))
+        step += count
+        leave = preemption.requested(step)
+        collect(keep=0 if step == due or leave else IN_FLIGHT)
+      if jax.process_count() == 1:  # Hosts must agree on the groups; only a lone one adapts them.
+        group = group_size(step - first_step, clock.total("train"))
+      at = {name: step % n == 0 or step == total_steps for name, n in every.items()}
+      if at["log"] or leave:
+        log(recorder, step, sums, clock, progress, schedule)
+      improved = False
+      if at["eval"]:
+        with clock.measure("evaluate"):
+          means = validation.run(exp.predict, state.params).means()["train"]
+        value = record_validation(recorder, step, means, config.eval.metric)
+        improved = progress.update(step, value, config.eval.patience)
+      if improved or progress.stopped or at["checkpoint"] or leave:
+        save()
+      if leave and step < total_steps and not progress.stopped:
+        checkpoints.close()
+        recorder.close()
+        raise errors.Preempted(f"saved step {step} of {total_steps} in {workdir}; run the same command "
+                               "to go on")
+  checkpoints.wait()
+
+  # The report: the best checkpoint on the test split, beside popularity and chance.
+  if progress.stopped:
+    recorder.say(f"stopped at step {step}: {progress.stopped}")
+  best = state.params
+  if progress.best_step not in (None, step):
+    best = checkpoints.restore_params(progress.best_step, state.params)
+  with clock.measure("evaluate"):
+    report = results.evaluate(exp, best, workdir, write=partition.is_first())
+  report["run"].update(
+    steps=step, total_steps=total_steps, best_step=progress.best_step or step,
+    best_validation=progress.best_value, stopped=progress.stopped, parameters=trees.count(params),
+    trained_parameters=sum(int(np.prod(x.shape)) for leaf, x in trees.flatten(params).items()
+                           if trainable[leaf]))
+  report["speed"] = {
+    "examples_per_s": progress.examples / max(progress.train_s, 1e-9), "train_s": progress.train_s,
+    "compile_s": clock.total("compile"), "evaluate_s": clock.total("evaluate"),
+    "wall_s": clock.wall(), "peak_memory_gb": partition.peak_memory_gb(),
+    "devices": exp.mesh.devices.size, "platform": jax.devices()[0].platform}
+  for context, table in report["contexts"].items():
+    for protocol, values in table.items():
+      recorder.write(step, "test", {f"{context}/{protocol}/{m}": v for m, v in values.items()})
+  checkpoints.close()
+  recorder.close()
+  results.finish(workdir, report, write=partition.is_first())
+  return report
+
+
+def transfer_from(config, params, exp, trainable):
+  """Returns (parameters with what crosses from the source run, the restore report).
+
+  Args:
+    config: `config.transfer`.
+    params: the target's fresh parameters.
+    exp: the target's Experiment.
+    trainable: {leaf name: bool}, for the report.
+  """
+  if config.mode == "rules":
+    rules = tuple(config.rules)
+  elif (rules := exp.model.transfer_rules(config.mode)) is None:
+    raise errors.UserError(
+      f"transfer.mode is {config.mode!r}; there are none, embedding, model and rules")
+  if config.mode != "none" and not rules:
+    raise errors.UserError(f"transfer.mode={config.mode} has nothing to carry: the model has no user "
+                           "embedding and no attributes, or transfer.rules is empty")
+  reader = checkpoint.Reader(config.checkpoint, config.step)
+  plan = transfer.make_plan(
+    params, reader.shapes(), rules, row_tables=exp.model.row_tables(), target_rows=exp.rows(),
+    source_rows=reader.rows())
+  merged = transfer.merge(plan, params, reader.params(transfer.sources(plan)))
+  report = {"source": config.checkpoint, "source_step": reader.step, "mode": config.mode,
+            "leaves": [dict(entry.describe(), trainable=trainable[entry.target]) for entry in plan],
+            "table": transfer.describe(plan, trainable)}
+  return merged, report
+
+
+def make_steps(config, exp, tx, resident):
+  """Returns the jitted train steps of the run; see `step.make_train_steps`."""
+  batch, shards = config.batch_size, exp.mesh.devices.size
+  micro = config.micro_batch or batch
+  if batch % micro or micro % shards:
+    raise errors.UserError(f"batch_size={batch} must be a multiple of micro_batch={micro}, and that of "
+                           f"the {shards} devices")
+  longest = exp.model.max_len + exp.objective.extra_columns
+  lengths = np.minimum(resident["end"] - resident["begin"], longest)
+  sample = batches.make_sampler(num_users=len(lengths), batch_size=batch, length=int(lengths.max()),
+                                window=exp.objective.window)
+  room = objectives.losses.capacity(*exp.objective.label_statistics(lengths), rows=micro // shards)
+  return step_lib.make_train_steps(
+    apply_fn=exp.apply_fn, objective=exp.objective, tx=tx, sample=sample, mesh=exp.mesh,
+    micro_batches=batch // micro, shards=shards, capacity=room)
+
+
+def announce(recorder, exp, params, trainable, crossing, step):
+  """Says what is about to be trained: data, parameters, what was transferred or resumed."""
+  manifest = exp.data.manifest
+  if manifest.get("generated"):
+    recorder.say(f"{exp.data.name}: GENERATED data; its numbers say nothing about real users")
+  recorder.say(f"{exp.data.name}: {manifest['users']:,} users, {manifest['items']:,} items, "
+               f"{manifest['interactions']:,} interactions; {exp.mesh.devices.size} devices")
+  recorder.say(trees.overview(params, trainable))
+  if crossing is not None:
+    recorder.say(f"transfer from {crossing['source']} step {crossing['source_step']}, mode "
+                 f"{crossing['mode']}:\n{crossing['table']}")
+  if step:
+    recorder.say(f"resumed at step {step}")
+
+
+def fetch_sums(first_step, sums, checkpoints):
+  """Returns the metrics of a group of steps as Python numbers; raises where training diverged."""
+  sums = {name: value.item() for name, value in jax.device_get(sums).items()}
+  if not np.isfinite(sums["loss"]) or not np.isfinite(sums["grad_norm"]):
+    kept = checkpoints.steps()
+    raise errors.UserError(
+      f"training diverged (loss {sums['loss']}, gradient {sums['grad_norm']}) after step {first_step}; "
+      f"the newest checkpoint is of step {kept[0] if kept else 'none'}. Lower optim.lr or set "
+      "optim.clip_norm, in a new --workdir")
+  return sums
+
+
+def group_size(steps, seconds):
+  """Returns how many steps make up a dispatch, after `steps` took `seconds`."""
+  return max(int(DISPATCH_S * steps / max(seconds, 1e-9)), 1)
+
+
+def log(recorder, step, sums, clock, progress, schedule):
+  """Writes the mean loss, the rate and the rest since the last call, and clears `sums`."""
+  seconds = clock.lap("train")
+  progress.train_s += seconds
+  progress.examples += sums["examples"]
+  rate = sums["examples"] / max(seconds, 1e-9)
+  loss = sums["loss"] / max(sums["weight"], 1)
+  recorder.write(step, "train", {
+    "loss": loss, "learning_rate": float(schedule(step - 1)), "examples_per_s": rate,
+    "tokens_per_s": sums["tokens"] / max(seconds, 1e-9), "labels": sums["weight"],
+    "labels_dropped": sums["dropped"]})
+  recorder.progress(step, {"loss": loss}, examples_per_s=rate)
+  sums.clear()
+
+
+def record_validation(recorder, step, means, metric):
+  """Writes the validation means {protocol: {metric: value}} and returns the deciding one."""
+  values = {f"{protocol}/{name}": v for protocol, table in means.items() for name, v in table.items()}
+  value = errors.choose(values, metric, "eval.metric")
+  recorder.write(step, "val", values)
+  recorder.say(f"step {step}: validation {metric} {value:.4f}")
+  return value
+
+
+def main(argv):
+  del argv
+  cli.require(FLAGS, "config", "workdir")
+  report = train_and_evaluate(FLAGS.config, FLAGS.workdir)
+  print(results.summary(report))
+
+
+if __name__ == "__main__":
+  cli.define_config("config")
+  flags.DEFINE_string("workdir", None, "Folder of the run; the same folder resumes it.")
+  cli.run(main)

@@ -1,0 +1,38 @@
+"""Simulated devices, the folder of real data, and the `slow` marker, for every test."""
+
+import os
+import pathlib
+import sys
+
+# Before jax starts: four CPU devices, so that one machine tests what several devices do.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def pytest_addoption(parser):
+  parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_configure(config):
+  config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
+
+
+def pytest_collection_modifyitems(config, items):
+  if not config.getoption("--slow"):
+    for item in items:
+      if "slow" in item.keywords:
+        item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def raw_dir():
+  """The folder that holds `ml-1m/` and the other raw data sets; skips where there is none."""
+  folder = pathlib.Path(os.environ.get("RECJAX_RAW_DIR", ROOT.parent / "shared" / "data"))
+  if not (folder / "ml-1m").is_dir():
+    pytest.skip(f"real data not found in {folder}; set RECJAX_RAW_DIR")
+  return folder

@@ -1,0 +1,86 @@
+"""Every config in configs/ builds, can be locked and overridden, and tells how it is run."""
+
+import ast
+import functools
+import pathlib
+import runpy
+
+import pytest
+
+from recjax import spec
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PATHS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.py")
+               if path.name not in ("common.py", "__init__.py"))
+COMMANDS = {"configs": "train", "configs/data": "prepare", "configs/studies": "study"}
+RUNS = [path for path in PATHS if path.count("/") == 1]
+RUN_FIELDS = {"seed", "data_dir", "dataset", "model", "objective", "batch_size", "optim", "eval",
+              "checkpoint", "transfer", "log"}
+
+
+@functools.cache
+def _globals(path):
+  return runpy.run_path(str(ROOT / path))
+
+
+@pytest.fixture(autouse=True)
+def _in_root(monkeypatch):
+  monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_builds(path):
+  config = spec.load_config(path).lock()
+  assert spec.field_names(config)
+  with pytest.raises((AttributeError, KeyError)):
+    config.no_such_field = 1
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_builds_anew(path):
+  # Two calls share nothing: changing one config must not change the next.
+  first, second = spec.load_config(path), spec.load_config(path)
+  before = second.to_json_best_effort()
+  for name in spec.field_names(first):
+    spec.override(first, {name: "changed"})
+  assert second.to_json_best_effort() == before
+  assert spec.load_config(path).to_json_best_effort() == before
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_docstring_has_the_command(path):
+  folder = path.rpartition("/")[0]
+  docstring = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
+  assert f"python -m recjax.{COMMANDS[folder]}" in docstring
+  assert f"--config={path}" in docstring
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_imports_only_what_builds_configs(path):
+  for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      names = [f"{node.module}.{alias.name}" for alias in node.names]
+    else:
+      continue
+    for name in names:
+      assert name.startswith(("ml_collections", "configs.", "recjax.spec", "recjax.errors")), name
+
+
+@pytest.mark.parametrize("path", RUNS)
+def test_run_has_the_fields_of_a_run(path):
+  assert RUN_FIELDS <= set(spec.load_config(path).keys())
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_sweep_sets_known_fields(path):
+  sweep = _globals(path).get("sweep")
+  if sweep is None:
+    pytest.skip("no sweep")
+  trials = []
+  sweep(lambda **values: trials.append(values))
+  assert trials
+  for values in trials:
+    spec.override(spec.load_config(path), values)
+  assert len({tuple(sorted(values.items())) for values in trials}) == len(trials)
