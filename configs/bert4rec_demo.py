@@ -25,7 +25,7 @@ def get_config(arg=None):
   config.objective.name = "masked_item" if source else "next_item"
   config.batch_size = 128
   config.micro_batch = 64
-  config.total_epochs = 30.0 if source else 15.0
+  config.total_epochs = 20.0 if source else 12.0
   config.optim.lr = 3e-3
-  config.eval.every_epochs = config.log.every_epochs = 5.0 if source else 3.0
+  config.eval.every_epochs = 5.0 if source else 3.0
   return config

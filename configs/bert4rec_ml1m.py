@@ -25,10 +25,11 @@ def get_config(arg=None):
   config.dataset = errors.choose({"src": "ml1m_src", "tgt": "ml1m_tgt", "all": "ml1m"}, arg.data, "data")
   config.model.variant = arg.variant
   config.total_epochs = {"src": 65.0, "tgt": 10.0, "all": 65.0}[arg.data]
+  config.eval.every_epochs = 1.0 if arg.data == "tgt" else 5.0
   config.objective.name = "next_item" if arg.data == "tgt" else "masked_item"
   if errors.choose({"full": False, "cpu": True}, arg.size, "size"):
     config.model.update(num_layers=2, item_width=64, user_width=32, heads=2, hidden=256)
-    config.micro_batch = 64
+    config.micro_batch = 32 if arg.data != "tgt" else None  # what fits a CPU's cache
   return config
 
 

@@ -59,5 +59,5 @@ def get_config():
     rules=(),  # ((target regex, source template or None), ...) with mode="rules"
     freeze="")  # regex of parameters that stay as they are
 
-  config.log = dict(every_steps=config_dict.placeholder(int), every_epochs=1.0, tensorboard=True)
+  config.log = dict(every_steps=100, every_epochs=config_dict.placeholder(float), tensorboard=True)
   return config

@@ -12,9 +12,7 @@ import pathlib
 import numpy as np
 import pandas as pd
 
-from recjax import checkpoint
-from recjax import errors
-from recjax import record
+from recjax import checkpoint, errors, record
 
 
 def params(workdir, *, step=None, names=None):
@@ -47,7 +45,8 @@ def table(workdir, name, *, vocabulary=None, step=None, trained_only=True):
   rows = errors.choose(reader.rows(), vocabulary, f"{workdir}: vocabulary")
   values = np.asarray(reader.params([name])[name])
   if len(values) != len(rows.names):
-    raise errors.UserError(f"{name} has {len(values)} rows, vocabulary {vocabulary} {len(rows.names)}")
+    raise errors.UserError(
+      f"{name} has {len(values)} rows, vocabulary {vocabulary} {len(rows.names)}")
   index = pd.Index([n.decode() for n in rows.names], name=vocabulary)
   frame = pd.DataFrame(values, index=index)
   return frame[rows.trained] if trained_only else frame
@@ -87,7 +86,7 @@ def runs(folder):
 
 
 def difference(workdir, other):
-  """Returns a DataFrame by leaf of how far two runs' parameters lie apart: max |a - b| and norms."""
+  """Returns a DataFrame by leaf of how far two runs' parameters lie apart: max |a - b|, norms."""
   mine, theirs = params(workdir), params(other)
   rows = {}
   for name in dict.fromkeys([*mine, *theirs]):

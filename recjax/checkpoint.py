@@ -9,12 +9,13 @@
                 and {vocabulary}_trained: which of them this run's data trained
     meta        JSON: config, leaf shapes, host state, and a digest of every array
 
-Digests are computed from the arrays themselves, on the devices, when saving and again after reading:
-a truncated file fails to read, a flipped bit changes its array's digest, whatever the layout on disk
-and however many devices wrote or read it.
+Digests are computed from the arrays themselves, on the devices, when saving and again after
+reading: a truncated file fails to read, a flipped bit changes its array's digest, whatever the
+layout on disk and however many devices wrote or read it.
 """
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -25,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from recjax import errors
-from recjax import trees
+from recjax import errors, trees
 
 FOLDER = "checkpoints"
 TREES = ("params", "opt_state", "rng", "rows")
@@ -71,7 +72,7 @@ class Checkpoints:
     self._manager = _manager(self._root, self._policy)
 
   def save(self, state, *, rows, config, host, best_step):
-    """Starts saving `state` as its step; returns once the arrays are copied, not once they are written.
+    """Starts saving `state` as its step; returns once the arrays are copied, not yet written.
 
     Args:
       state: a TrainState.
@@ -84,12 +85,12 @@ class Checkpoints:
     content = _content(state, rows)
     meta = {"step": step, "config": config, "host": host,
             "digests": {name: _digests(tree) for name, tree in content.items()},
-            "params": {leaf: [list(x.shape), str(x.dtype)]
-                       for leaf, x in trees.flatten(content["params"]).items()}}
+            "shapes": {name: _describe(content[name]) for name in ("params", "rows")}}
     text = json.dumps(meta)
     self._policy.best_step = best_step
     save = {name: ocp.args.PyTreeSave(tree) for name, tree in content.items()}
-    self._manager.save(step, args=ocp.args.Composite(
+    # force: otherwise orbax itself decides whether this step is worth saving, and says nothing.
+    self._manager.save(step, force=True, args=ocp.args.Composite(
       **save, meta=ocp.args.JsonSave({"text": text, "crc32": zlib.crc32(text.encode())})))
 
   def wait(self):
@@ -104,21 +105,30 @@ class Checkpoints:
     """Returns the steps on disk, newest first; among them damaged ones, until they are read."""
     return sorted(self._manager.all_steps(read=True), reverse=True)
 
-  def restore_latest(self, abstract, *, report):
+  def restore_latest(self, abstract, *, rows, report):
     """Returns (state, host) of the newest sound checkpoint, or None where there is none.
 
     Damaged ones are reported and moved out of the way, so that their step can be written again.
 
     Args:
       abstract: a TrainState of ShapeDtypeStructs with shardings.
+      rows: {vocabulary: Rows} of the data now, which must be those that were saved.
       report: called with a line for every damaged checkpoint.
+
+    Raises:
+      UserError: a sound checkpoint is of another model or of other data.
     """
     for step in self.steps():
+      found = damage = None
       try:
-        return self._restore(step, abstract)
+        found = self._restore(step, abstract, rows)
       except CorruptError as error:
-        aside = self._set_aside(step)
-        report(f"checkpoint {step} is damaged ({error}); moved to {aside}, trying the one before")
+        damage = str(error)
+      if not _on_any_process(damage is not None):
+        return found
+      aside = self._set_aside(step)
+      report(f"checkpoint {step} is damaged ({damage or 'as another process reads it'}); moved to "
+             f"{aside}, trying the one before")
     return None
 
   def restore_params(self, step, like):
@@ -130,41 +140,51 @@ class Checkpoints:
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     try:
-      return _read_trees(self._manager, step, {"params": abstract})[0]["params"]
+      meta = _read_meta(self._manager, step)
+      return _read_trees(self._manager, step, {"params": abstract}, meta)["params"]
     except CorruptError as error:
-      raise errors.UserError(f"{self._root}: the best checkpoint, of step {step}, is damaged ({error}); "
-                             "remove it to go on from the newest, or train again") from error
+      raise errors.UserError(
+        f"{self._root}: the best checkpoint, of step {step}, is damaged or gone ({error}); no "
+        "other has its parameters: remove this folder, and the same command trains again"
+      ) from error
 
-  def _restore(self, step, abstract):
-    want = {"params": abstract.params, "opt_state": abstract.opt_state, "rng": _key_data(abstract.rng)}
+  def _restore(self, step, abstract, rows):
     meta = _read_meta(self._manager, step)
-    mine = {leaf: [list(x.shape), str(x.dtype)] for leaf, x in trees.flatten(abstract.params).items()}
-    if mine != meta["params"]:
-      changed = [leaf for leaf in mine if leaf in meta["params"] and mine[leaf] != meta["params"][leaf]]
+    mine, theirs = _describe(abstract.params), meta["shapes"]["params"]
+    if mine != theirs:
+      changed = [leaf for leaf in mine if leaf in theirs and mine[leaf] != theirs[leaf]]
       raise errors.UserError(
         f"{self._root}/{step} holds another model: names "
-        f"{trees.describe_difference(mine, meta['params'])}; shapes {', '.join(changed) or 'equal'}; "
+        f"{trees.describe_difference(mine, theirs)}; shapes {', '.join(changed) or 'equal'}; "
         "use another --workdir for another config")
-    found, meta = _read_trees(self._manager, step, want)
+    if _digests(_row_tables(rows)) != meta["digests"]["rows"]:
+      raise errors.UserError(
+        f"{self._root}/{step} was trained on other data (the names of its rows differ); prepare "
+        "the data as they were, or use another --workdir")
+    want = {"params": abstract.params, "opt_state": abstract.opt_state,
+            "rng": _key_data(abstract.rng), "rows": _abstract(meta["shapes"]["rows"])}
+    found = _read_trees(self._manager, step, want, meta)
     rng = jax.random.wrap_key_data(found["rng"]["key"])
     step_array = jax.device_put(np.asarray(meta["step"], np.int32), abstract.step.sharding)
-    return abstract.replace(step=step_array, params=found["params"], opt_state=found["opt_state"],
-                            rng=rng), meta["host"]
+    state = abstract.replace(step=step_array, params=found["params"],
+                             opt_state=found["opt_state"], rng=rng)
+    return state, meta["host"]
 
   def _set_aside(self, step):
     damaged = self._root.with_name("damaged_checkpoints")
-    aside = damaged / str(step)
     if jax.process_index() == 0:
       damaged.mkdir(exist_ok=True)
-      serial = len(list(damaged.glob(f"{step}*")))
-      aside = damaged / (f"{step}.{serial}" if serial else str(step))
-      os.rename(self._root / str(step), aside)
+      serials = (f"{step}.{serial}" for serial in itertools.count(1))
+      free = next(name for name in itertools.chain([str(step)], serials)
+                  if not (damaged / name).exists())
+      os.rename(self._root / str(step), damaged / free)
+    _on_any_process(True)  # Nobody looks again before it is gone.
     self._manager.reload()
-    return aside
+    return damaged
 
 
 class Reader:
-  """Reads parts of a finished or running run's checkpoint, knowing nothing of the code that wrote it.
+  """Reads parts of a run's checkpoint, knowing nothing of the code that wrote it.
 
   Args:
     workdir: the run's folder.
@@ -174,7 +194,8 @@ class Reader:
   def __init__(self, workdir, step=None):
     self._root = pathlib.Path(os.path.abspath(workdir)) / FOLDER
     if not self._root.is_dir():
-      raise errors.UserError(f"{workdir}: no checkpoints there; is it the --workdir of a training run?")
+      raise errors.UserError(
+        f"{workdir}: no checkpoints there; is it the --workdir of a training run?")
     self._manager = _manager(self._root, None)
     steps = sorted(self._manager.all_steps(), reverse=True)
     if step is not None and step not in steps:
@@ -190,7 +211,10 @@ class Reader:
     if self.meta is None:
       raise errors.UserError(f"{workdir}: no usable checkpoint ({damage})")
     best = self.meta["host"].get("best_step")
-    if step is None and best in steps:
+    if step is None and best is not None and best != self.meta["step"]:
+      if best not in steps:
+        raise errors.UserError(f"{workdir}: its best checkpoint, of step {best}, is gone; name "
+                               f"one of {steps}, or train again")
       self.meta = self._sound(lambda: _read_meta(self._manager, best))
     self.step = self.meta["step"]
     self.config = self.meta["config"]
@@ -198,33 +222,29 @@ class Reader:
   def shapes(self):
     """Returns {leaf name: ShapeDtypeStruct} of all parameters."""
     return {leaf: jax.ShapeDtypeStruct(tuple(shape), dtype)
-            for leaf, (shape, dtype) in self.meta["params"].items()}
+            for leaf, (shape, dtype) in self.meta["shapes"]["params"].items()}
 
   def params(self, names=None, *, sharding=None):
     """Returns {leaf name: array} of the named parameters (all by default); reads no others.
 
     Arrays are numpy without a `sharding`. Raises UserError for unknown names and damaged files.
     """
-    shapes = self.shapes()
-    names = list(shapes) if names is None else list(names)
-    if unknown := [n for n in names if n not in shapes]:
-      raise errors.UserError(f"{self._root}/{self.step} has no {unknown[0]!r}; it has {', '.join(shapes)}")
+    described = self.meta["shapes"]["params"]
+    names = list(described) if names is None else list(names)
+    if unknown := [n for n in names if n not in described]:
+      raise errors.UserError(
+        f"{self._root}/{self.step} has no {unknown[0]!r}; it has {', '.join(described)}")
     if not names:
       return {}
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    want = trees.unflatten({n: jax.ShapeDtypeStruct(shapes[n].shape, shapes[n].dtype, sharding=sharding)
-                            for n in names})
-    found, _ = self._sound(
-      lambda: _read_trees(self._manager, self.step, {"params": want}, meta=self.meta))
+    want = {"params": _abstract({n: described[n] for n in names}, sharding)}
+    found = self._sound(lambda: _read_trees(self._manager, self.step, want, self.meta))
     return trees.flatten(found["params"])
 
   def rows(self):
     """Returns {vocabulary: Rows}: the external names behind the rows of every row table."""
-    def read():
-      tree = _map_metadata(self._manager, self.step, "rows")
-      found, _ = _read_trees(self._manager, self.step, {"rows": tree}, meta=self.meta)
-      return found["rows"]
-    found = {name: np.asarray(x) for name, x in trees.flatten(self._sound(read)).items()}
+    want = {"rows": _abstract(self.meta["shapes"]["rows"])}
+    found = self._sound(lambda: _read_trees(self._manager, self.step, want, self.meta))["rows"]
+    found = {name: np.asarray(x) for name, x in found.items()}
     return {name: Rows(_to_bytes(array), found[f"{name}_trained"].astype(bool))
             for name, array in found.items() if not name.endswith("_trained")}
 
@@ -232,7 +252,8 @@ class Reader:
     try:
       return read()
     except CorruptError as error:
-      raise errors.UserError(f"{self._root}: {error}; choose another --step, or train again") from error
+      raise errors.UserError(
+        f"{self._root}: {error}; choose another step, or train again") from error
 
 
 def has_checkpoint(workdir):
@@ -257,12 +278,32 @@ def _is_news(record):
 
 
 def _content(state, rows):
+  return {"params": state.params, "opt_state": state.opt_state, "rng": _key_data(state.rng),
+          "rows": _row_tables(rows)}
+
+
+def _row_tables(rows):
   tables = {}
   for vocabulary, table in rows.items():
     tables[vocabulary] = _to_uint8(table.names)
     tables[f"{vocabulary}_trained"] = np.asarray(table.trained, np.uint8)
-  return {"params": state.params, "opt_state": state.opt_state, "rng": _key_data(state.rng),
-          "rows": tables}
+  return tables
+
+
+def _describe(tree):
+  return {leaf: [list(x.shape), str(x.dtype)] for leaf, x in trees.flatten(tree).items()}
+
+
+def _abstract(described, sharding=None):
+  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return trees.unflatten({leaf: jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
+                          for leaf, (shape, dtype) in described.items()})
+
+
+def _on_any_process(flag):
+  if jax.process_count() == 1:
+    return flag
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def _key_data(rng):
@@ -285,13 +326,12 @@ def _read_meta(manager, step):
     raise CorruptError(_first_line(error)) from error
 
 
-def _read_trees(manager, step, want, *, meta=None):
-  """Returns ({item: tree}, meta) read into the shardings of `want`, digests compared."""
-  meta = meta or _read_meta(manager, step)
-  args = {
-    name: ocp.args.PyTreeRestore(
-      item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
-    for name, tree in want.items()}
+def _read_trees(manager, step, want, meta):
+  """Returns {item: tree} read into the shardings of `want`; digests must be those of `meta`."""
+  restore_args = ocp.checkpoint_utils.construct_restore_args
+  args = {name: ocp.args.PyTreeRestore(item=tree, restore_args=restore_args(tree),
+                                       partial_restore=True)
+          for name, tree in want.items()}
   try:
     found = manager.restore(step, args=ocp.args.Composite(**args))
     found = {name: found[name] for name in want}
@@ -304,18 +344,7 @@ def _read_trees(manager, step, want, *, meta=None):
     raise
   except Exception as error:
     raise CorruptError(_first_line(error)) from error
-  return found, meta
-
-
-def _map_metadata(manager, step, item):
-  try:
-    metadata = manager.item_metadata(step)[item].tree
-  except Exception as error:
-    raise CorruptError(_first_line(error)) from error
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.tree.map(
-    lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding), metadata,
-    is_leaf=lambda m: hasattr(m, "shape"))
+  return found
 
 
 def _digests(tree):

@@ -69,6 +69,10 @@ def _parse_flags(argv):
     raise errors.UserError(f"{error} (see --help)") from error
   except errors.UserError:
     raise
-  except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, IndexError,
+  except KeyError as error:
+    field = str(error.args[0]).strip("'")
+    raise errors.UserError(f"the config has no field {field!r}; its file and configs/common.py list "
+                           "the fields there are") from error
+  except (AttributeError, TypeError, ValueError, OSError, ImportError, IndexError,
           SyntaxError) as error:
     raise errors.UserError(f"in the command line's config: {error}") from error

@@ -9,13 +9,7 @@ import pathlib
 
 from absl import flags
 
-from recjax import checkpoint
-from recjax import cli
-from recjax import experiment
-from recjax import partition
-from recjax import record
-from recjax import results
-from recjax import trees
+from recjax import cli, experiment, partition, record, results, trees
 
 FLAGS = flags.FLAGS
 
@@ -26,7 +20,9 @@ def evaluate(workdir, *, step=None, split="test", data_dir=None):
   partition.enable_compilation_cache()
   exp, params, reader = experiment.restore(workdir, step=step, data_dir=data_dir)
   name = f"{split}_{reader.step}"
-  report = results.evaluate(exp, params, workdir, write=partition.is_first(), split=split, name=name)
+  ranking = results.make_ranking(exp, split)
+  report = results.evaluate(exp, ranking, params, workdir, write=partition.is_first(),
+                            split=split, name=name)
   report["run"].update(step=reader.step, parameters=trees.count(params))
   if partition.is_first():
     record.write_json(pathlib.Path(workdir) / f"evaluation_{name}.json", report)

@@ -7,16 +7,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from recjax import checkpoint
-from recjax import errors
-from recjax import models
-from recjax import objectives
-from recjax import partition
+from recjax import checkpoint, errors, models, objectives, partition, trees
 from recjax import step as step_lib
-from recjax import trees
-from recjax.data import batches
-from recjax.data import sequences
-from recjax.data import vocabulary
+from recjax.data import batches, sequences, vocabulary
 from recjax.evaluators import ranking
 
 
@@ -36,7 +29,8 @@ class Experiment:
     """Returns freshly started parameters as a nested dict on the host's default device."""
     items = jnp.zeros((1, min(self.model.max_len, 2)), jnp.int32)
     tables = {name: jnp.asarray(np.asarray(x)) for name, x in self.tables.items()}
-    init = jax.jit(lambda key: self.model.init(key, items, jnp.zeros(1, jnp.int32), tables)["params"])
+    users = jnp.zeros(1, jnp.int32)
+    init = jax.jit(lambda key: self.model.init(key, items, users, tables)["params"])
     return init(jax.random.key(seed))
 
   def rows(self):
@@ -46,7 +40,7 @@ class Experiment:
     return {name: checkpoint.Rows(*names[name]) for name in sorted(used)}
 
   def history_length(self, *splits):
-    """Returns how many past items the model reads at most, from users' longest `splits` together."""
+    """Returns how many past items the model reads at most, from users' longest joint `splits`."""
     longest = int(sum(self.data.lengths(split) for split in splits).max())
     room = self.model.max_len - (0 if self.objective.causal else 1)  # MASK takes a position
     return max(min(longest, room), 1)
@@ -55,20 +49,26 @@ class Experiment:
     """Returns the evaluator of `split` that `config.eval` describes."""
     config = self.config.eval
     devices = self.mesh.devices.size
+    seen = ("train", "val") if "train+val" in contexts else ("train",)
     return ranking.Ranking(
       self.data, split=split, contexts=contexts, protocols=protocols, ks=tuple(config.ks),
       num_negatives=config.num_negatives, seed=config.candidates_seed,
       batch_size=-(-config.batch_size // devices) * devices,
-      history_length=self.history_length(*(("train", "val") if "train+val" in contexts else ("train",))),
+      history_length=self.history_length(*seen),
       cache_dir=f"{self.config.data_dir}/{self.data.name}/candidates",
       max_users=config.max_users, put=lambda x: partition.put(x, partition.by_rows(self.mesh)))
+
+  def metric_names(self):
+    """Returns every "PROTOCOL/METRIC" that `config.eval.metric` may name."""
+    metrics = [f"{name}@{k}" for name in ("ndcg", "recall") for k in self.config.eval.ks] + ["mrr"]
+    return [f"{protocol}/{metric}" for protocol in ranking.PROTOCOLS for metric in metrics]
 
 
 def build(config, *, data=None):
   """Returns the Experiment of `config`, reading its data set from `config.data_dir`."""
   if data is None:
     if not config.data_dir:
-      raise errors.UserError("--config.data_dir is required: the folder that recjax.prepare wrote to")
+      raise errors.UserError("--config.data_dir is required: the folder that recjax.prepare wrote")
     data = sequences.load(config.data_dir, config.dataset)
   mesh = partition.make_mesh(config.num_devices)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
@@ -100,8 +100,10 @@ def restore(workdir, *, step=None, data_dir=None):
   exp = build(config)
   want = trees.flatten(jax.eval_shape(exp.init_params, 0))
   if {n: x.shape for n, x in want.items()} != {n: x.shape for n, x in reader.shapes().items()}:
+    shapes = lambda leaves: [f"{name} {tuple(x.shape)}" for name, x in leaves.items()]
+    difference = trees.describe_difference(shapes(want), shapes(reader.shapes()))
     raise errors.UserError(
       f"{workdir}: the checkpoint does not fit its config and the data in {config.data_dir} "
-      f"({trees.describe_difference(want, reader.shapes())}); was the data set prepared anew?")
+      f"({difference}); was the data set prepared anew?")
   params = reader.params(sharding=partition.replicated(exp.mesh))
   return exp, trees.unflatten(params), reader

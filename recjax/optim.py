@@ -9,6 +9,7 @@ a tuple of (regex over parameter names, options), first full match wins, with th
 `adam` adds weight decay to the gradient (L2, as the survey's Caser), `adamw` to the update.
 """
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -34,7 +35,8 @@ def make_schedule(config, *, total_steps, **duration):
     "constant": lambda: optax.constant_schedule(peak),
     "linear": lambda: optax.linear_schedule(peak, last, rest),
     "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=config.final_lr_scale),
-    "rsqrt": lambda: lambda step: jnp.maximum(last, peak * (1 + step / max(warmup, 1)) ** -0.5),
+    "rsqrt": lambda: lambda step: jnp.maximum(  # join_schedules asks for steps before 0, too
+      last, peak * (1 + jnp.maximum(step, 0) / max(warmup, 1)) ** -0.5),
   }
   main = errors.choose(shapes, config.decay, "optim.decay")()
   if not warmup:
@@ -44,7 +46,7 @@ def make_schedule(config, *, total_steps, **duration):
 
 
 def plan(config, params, *, extra_rules=()):
-  """Returns {leaf name: options} by `config.rules` after `extra_rules`; unmatched leaves: defaults."""
+  """Returns {leaf name: options} by `extra_rules`, then `config.rules`, then the defaults."""
   rules = tuple(extra_rules) + tuple((pattern, dict(options)) for pattern, options in config.rules)
   for pattern, options in rules:
     if unknown := set(options) - set(OPTIONS):
@@ -84,7 +86,7 @@ def apply_updates(params, updates):
 
 def global_norm(tree):
   """Returns the L2 norm of all leaves together."""
-  return optax.global_norm(tree)
+  return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
 
 
 def _label(options, config):

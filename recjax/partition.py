@@ -26,8 +26,8 @@ def initialize():
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
   given = [n for n in names if os.environ.get(n)]
   if given and len(given) < len(names):
-    raise errors.UserError(f"the environment sets {', '.join(given)} but a multi-host run needs all "
-                           f"of {', '.join(names)}")
+    raise errors.UserError(f"the environment sets {', '.join(given)} but a multi-host run needs "
+                           f"all of {', '.join(names)}")
   if given:
     address, count, index = (os.environ[n] for n in names)
     jax.distributed.initialize(address, int(count), int(index))
@@ -45,7 +45,8 @@ def make_mesh(num_devices=None):
   devices = jax.devices()
   num_devices = num_devices or len(devices)
   if num_devices > len(devices):
-    raise errors.UserError(f"the config asks for {num_devices} devices, this machine has {len(devices)}")
+    raise errors.UserError(
+      f"the config asks for {num_devices} devices, this machine has {len(devices)}")
   # Auto: flax.linen's nn.Embed and friends know nothing of explicit sharding types.
   return jax.make_mesh((num_devices,), (DATA_AXIS,), axis_types=(AxisType.Auto,),
                        devices=devices[:num_devices])
@@ -104,7 +105,7 @@ def constrain_rows(tree, mesh):
 
 
 def peak_memory_gb():
-  """Returns the peak memory of the busiest device, or of this process where devices keep no count."""
+  """Returns the peak memory of the busiest device; of this process where devices do not count."""
   stats = [d.memory_stats() or {} for d in jax.local_devices()]
   peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
   if peaks:

@@ -4,7 +4,8 @@
 
 Every input line is {"items": [external ids, oldest first], "user": external id or absent}; every
 output line {"user", "items": [k external ids, best first], "scores"}. Items of the history are not
-recommended again. Ids that the run does not know are left out and counted.
+recommended again. Ids that the run's data set does not offer, items of other domains among them
+(it has never trained on them), are left out and counted.
 """
 
 import json
@@ -17,10 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from recjax import cli
-from recjax import errors
-from recjax import experiment
-from recjax import partition
+from recjax import cli, errors, experiment, partition
 
 FLAGS = flags.FLAGS
 
@@ -40,11 +38,11 @@ class Recommender:
     devices = exp.mesh.devices.size
     self._exp, self._batch = exp, -(-batch_size // devices) * devices
     self._length = exp.model.max_len - (0 if exp.objective.causal else 1)
-    self._items = {name.decode(): i for i, name in enumerate(np.asarray(exp.data.item_ids)) if i}
-    self._users = {name.decode(): i for i, name in enumerate(np.asarray(exp.data.user_ids)) if i}
-    self._names = [name.decode() for name in np.asarray(exp.data.item_ids)]
     allowed = np.array(exp.data.in_domain)
     allowed[0] = False
+    self._names = [name.decode() for name in np.asarray(exp.data.item_ids)]
+    self._items = {name: i for i, name in enumerate(self._names) if allowed[i]}
+    self._users = {name.decode(): i for i, name in enumerate(np.asarray(exp.data.user_ids)) if i}
     self._num_items = int(allowed.sum())
 
     def top(params, users, histories, owned, k):
@@ -63,7 +61,7 @@ class Recommender:
       users: external user ids or None in their place; unknown users count as None.
       k: how many items; fewer come back where the domain has no more.
 
-    `unknown` counts the history items that the run does not know.
+    `unknown` counts the history items that were left out.
     """
     users = users or [None] * len(histories)
     items, scores, unknown = [], [], 0
@@ -71,7 +69,8 @@ class Recommender:
       some = [[self._items.get(str(i), 0) for i in h] for h in histories[low:low + self._batch]]
       unknown += sum(h.count(0) for h in some)
       some = [[i for i in h if i] for h in some]
-      ids = np.array([self._users.get(str(u), 0) for u in users[low:low + self._batch]], np.int32)
+      ids = np.array([0 if user is None else self._users.get(str(user), 0)
+                      for user in users[low:low + self._batch]], np.int32)
       found, ranked = self._rank(some, ids, min(k, self._num_items))
       for row_scores, row in zip(ranked, found, strict=True):
         real = np.isfinite(row_scores)
@@ -96,7 +95,7 @@ class Recommender:
 
 
 def read_histories(path):
-  """Returns (histories, users) of a .jsonl file; raises UserError with the line that is malformed."""
+  """Returns (histories, users) of a .jsonl file; UserError names the line that is malformed."""
   histories, users = [], []
   try:
     lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
@@ -107,11 +106,16 @@ def read_histories(path):
       continue
     try:
       row = json.loads(line)
-      histories.append(list(row["items"]))
-      users.append(row.get("user"))
-    except (ValueError, KeyError, TypeError) as error:
-      raise errors.UserError(f'{path}:{number}: not {{"items": [...], "user": ...}} '
-                             f"({type(error).__name__}: {error})") from error
+    except ValueError as error:
+      raise errors.UserError(f"{path}:{number}: not JSON: {error}") from error
+    is_id = lambda value: isinstance(value, (str, int)) and not isinstance(value, bool)
+    if not (isinstance(row, dict) and isinstance(row.get("items"), list)
+            and all(map(is_id, row["items"]))
+            and (row.get("user") is None or is_id(row["user"]))):
+      raise errors.UserError(f'{path}:{number}: not {{"items": [ids], "user": id or absent}}, '
+                             "where an id is a string or a whole number")
+    histories.append(row["items"])
+    users.append(row.get("user"))
   return histories, users
 
 
@@ -121,6 +125,9 @@ def main(argv):
   if FLAGS.k < 1:
     raise errors.UserError(f"--k must be at least 1, not {FLAGS.k}")
   histories, users = read_histories(FLAGS.histories)
+  folder = pathlib.Path(FLAGS.output).absolute().parent
+  if not (folder.is_dir() and os.access(folder, os.W_OK)):
+    raise errors.UserError(f"--output {FLAGS.output}: {folder} is no folder to write in")
   partition.enable_compilation_cache()
   recommender = Recommender(FLAGS.workdir, step=FLAGS.step, data_dir=FLAGS.data_dir)
   items, scores, unknown = recommender.recommend(histories, users=users, k=FLAGS.k)

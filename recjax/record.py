@@ -1,4 +1,4 @@
-"""What a run says: `metrics.jsonl`, TensorBoard, progress on the terminal, and atomic JSON files."""
+"""What a run says: `metrics.jsonl`, TensorBoard, progress on the terminal, atomic JSON files."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from recjax import clock
 
 def write_json(path, value):
   """Writes `value` as JSON under a temporary name and renames it to `path`."""
-  write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
+  write_text(path, json.dumps(_plain_tree(value), indent=2) + "\n")
 
 
 def write_text(path, text):
@@ -90,13 +90,18 @@ class Recorder:
     facts = " ".join(f"{name} {value:.4g}" for name, value in values.items())
     if self._bar is not None:
       self._bar.set_postfix_str(f"{facts} {examples_per_s:,.0f} ex/s", refresh=False)
-      self._bar.update(step - self._bar.n)
+      self.tick(step)
     else:
       share = 100 * step / max(self._total, 1)
       spent = time.monotonic() - self._started
       eta = clock.span(spent / max(step - self._start_step, 1) * (self._total - step))
       self.say(f"step {step}/{self._total} [{share:.1f}%] {facts} | {examples_per_s:,.0f} ex/s"
                f" | eta {eta}")
+
+  def tick(self, step):
+    """Moves the bar; a plain log has its lines from `progress` alone."""
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
 
   def say(self, text):
     """Prints a line, above the bar where there is one."""
@@ -109,6 +114,15 @@ class Recorder:
     for sink in (self._file, self._board, self._bar):
       if sink is not None:
         sink.close()
+
+
+def _plain_tree(value):
+  """Returns dicts and lists of `_plain` values; json itself would write NaN, which is not JSON."""
+  if isinstance(value, dict):
+    return {key: _plain_tree(part) for key, part in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain_tree(part) for part in value]
+  return _plain(value)
 
 
 def _plain(value):

@@ -7,8 +7,7 @@ import pathlib
 import jax
 import numpy as np
 
-from recjax import errors
-from recjax import record
+from recjax import errors, record
 from recjax.evaluators import popularity
 
 # Where things run and what they print: nothing that changes a run's numbers.
@@ -25,7 +24,10 @@ def finished(workdir):
   path = pathlib.Path(workdir) / "report.json"
   if not path.is_file():
     return None
-  report = json.loads(path.read_text())
+  try:
+    report = json.loads(path.read_text())
+  except ValueError:  # Damaged: the run's checkpoints can write it again.
+    return None
   return report if report.get("run", {}).get("finished") else None
 
 
@@ -34,16 +36,38 @@ def check_same_config(workdir, config):
   path = pathlib.Path(workdir) / "config.json"
   if not path.is_file():
     return
-  mine, theirs = _flat(plain(config)), _flat(json.loads(path.read_text()))
-  changed = [name for name in {**theirs, **mine}
-             if mine.get(name) != theirs.get(name) and name.split(".")[0] not in INCIDENTAL]
+  try:
+    theirs = comparable(json.loads(path.read_text()))
+  except ValueError as error:
+    raise errors.UserError(f"{path}: damaged ({error}); use another --workdir") from error
+  mine = comparable(plain(config))
+  changed = [name for name in {**theirs, **mine} if mine.get(name) != theirs.get(name)]
   if changed:
     facts = ", ".join(f"{n} was {theirs.get(n)!r}, now {mine.get(n)!r}" for n in changed[:4])
-    raise errors.UserError(f"{workdir} holds a run of another config ({facts}); use another --workdir, "
-                           "or remove it")
+    raise errors.UserError(f"{workdir} holds a run of another config ({facts}); use another "
+                           "--workdir, or remove it")
 
 
-def start(workdir, config, crossing, *, write):
+def comparable(tree, prefix=""):
+  """Returns {dotted name: value} of a `plain` config, less what does not change a run's numbers.
+
+  A source run is told by the last two parts of its path (NAME/seedK in a study), wherever it lies.
+  """
+  out = {}
+  for key, value in tree.items():
+    name = f"{prefix}{key}"
+    if name in INCIDENTAL:
+      continue
+    if isinstance(value, dict) and value:
+      out |= comparable(value, f"{name}.")
+    elif name == "transfer.checkpoint" and value:
+      out[name] = "/".join(pathlib.PurePath(value).parts[-2:])
+    else:
+      out[name] = value
+  return out
+
+
+def start(workdir, config, crossing, *, resuming, write):
   """Makes the run's folder with its config and what was transferred (or None)."""
   if not write:
     return
@@ -55,13 +79,22 @@ def start(workdir, config, crossing, *, write):
     raise errors.UserError(f"--workdir {workdir}: cannot be written ({error.strerror})") from error
   if crossing is not None:
     record.write_json(workdir / "restore_report.json", crossing)
+  elif not resuming:  # Of a run that was stopped before its first checkpoint.
+    (workdir / "restore_report.json").unlink(missing_ok=True)
 
 
-def evaluate(exp, params, workdir, *, write, split="test", name=None):
+def make_ranking(exp, split):
+  """Returns the evaluator that reports on `split`, with all that `config.eval` asks for."""
+  contexts = tuple(exp.config.eval.contexts) if split == "test" else ("train",)
+  return exp.ranking(split, contexts=contexts, protocols=tuple(exp.config.eval.protocols))
+
+
+def evaluate(exp, ranking, params, workdir, *, write, split="test", name=None):
   """Returns the report of `params` on `split` and writes the per-user values beside it.
 
   Args:
     exp: an Experiment.
+    ranking: of `make_ranking` for `split`.
     params: its parameters.
     workdir: the run's folder.
     write: whether this process writes.
@@ -69,11 +102,12 @@ def evaluate(exp, params, workdir, *, write, split="test", name=None):
     name: of the file of per-user values, per_user_NAME.npz; the split by default.
   """
   config = exp.config
-  contexts = tuple(config.eval.contexts) if split == "test" else ("train",)
-  ranking = exp.ranking(split, contexts=contexts, protocols=tuple(config.eval.protocols))
-  found = ranking.run(exp.predict, params)
+  try:
+    found = ranking.run(exp.predict, params)
+  except FloatingPointError as error:
+    raise errors.UserError(f"{workdir}: the parameters are no good: {error}") from error
   popular, chance = popularity.popularity(ranking, exp.data), popularity.chance(ranking, exp.data)
-  means, first = found.means(), contexts[0]
+  means, first = found.means(), ranking.contexts[0]
   flat = {**found.flat(),
           **{f"popularity/{name.split('/', 1)[1]}": values
              for name, values in popular.flat().items() if name.startswith(f"{first}/")}}
@@ -114,12 +148,6 @@ def summary(report, split="test"):
       cells = [100 * values.get(m, float("nan")) for m in ("ndcg@10", "recall@10", "mrr")]
       lines.append(f"{protocol:<34}{label:<12}{cells[0]:>9.2f}{cells[1]:>11.2f}{cells[2]:>8.2f}")
   return "\n".join(lines)
-
-
-def _flat(tree, prefix=""):
-  if not isinstance(tree, dict):
-    return {prefix[:-1]: tree}
-  return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
 
 
 def _save_arrays(path, **arrays):

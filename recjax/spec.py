@@ -29,19 +29,22 @@ def steps(config, name, *, batch_size=None, examples=None, total=None, default=N
   given = [u for u in UNITS if config.get(f"{name}_{u}") is not None]
   if not given and default is not None:
     return default
+  fields = ", ".join(f"{name}_{unit}" for unit in UNITS)
   if len(given) != 1:
-    raise errors.UserError(
-      f"set exactly one of {', '.join(f'{name}_{u}' for u in UNITS)} (set: {', '.join(given) or 'none'})")
+    raise errors.UserError(f"set exactly one of {fields} (set: {', '.join(given) or 'none'})")
   unit, value = given[0], config[f"{name}_{given[0]}"]
-  if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+  if (isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
+      or value < 0):
     raise errors.UserError(f"{name}_{unit} must be a number >= 0, not {value!r}")
+  if unit == "percent" and total is None:
+    raise errors.UserError(f"{name}_percent is a share of itself; set another of {fields}")
   exact = {
     "steps": lambda: value,
     "examples": lambda: value / batch_size,
     "epochs": lambda: value * steps_per_epoch(examples, batch_size),
     "percent": lambda: value / 100 * total,
   }[unit]()
-  return math.ceil(exact - 1e-9)
+  return max(math.ceil(exact - 1e-9), int(value > 0))
 
 
 def steps_per_epoch(examples, batch_size):
@@ -52,7 +55,8 @@ def steps_per_epoch(examples, batch_size):
 def parse_arg(arg, **defaults):
   """Returns a ConfigDict of `defaults` overridden by `arg`, written "name=value,flag,...".
 
-  A bare name means True. Values take the type of the default they replace. Unknown names are errors.
+  A bare name means True. Values take the type of the default they replace. Unknown names are
+  errors.
   """
   values = dict(defaults)
   for part in filter(None, (arg or "").split(",")):
@@ -82,7 +86,8 @@ def override(config, values):
     for parent in parents:
       node = node.get(parent) if hasattr(node, "get") else None
     if not hasattr(node, "keys") or leaf not in node:
-      raise errors.UserError(f"unknown config field {name!r}; there are {', '.join(field_names(config))}")
+      raise errors.UserError(
+        f"unknown config field {name!r}; there are {', '.join(field_names(config))}")
     with node.ignore_type():
       node[leaf] = value
   return config

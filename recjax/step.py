@@ -40,53 +40,37 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, micro_batches, sh
     capacity: room for labels in a shard.
   """
   def loss_sum(params, inputs, rng):
-    total, weight, metrics = objective.loss(
+    loss, weight, metrics = objective.loss(
       apply_fn, params, inputs, shards=shards, capacity=capacity, rng=rng)
-    return total, (weight, metrics)
+    return loss, (weight, metrics)
+
+  def differentiate(params, inputs, rng):
+    inputs = partition.constrain_rows(inputs, mesh)
+    (loss, (weight, metrics)), grads = jax.value_and_grad(loss_sum, has_aux=True)(
+      params, inputs, rng)
+    return grads, {"loss": loss, "weight": weight, **metrics}
 
   def one(state, resident):
-    sample_rng, corrupt_rng, dropout_rng = jax.random.split(state.rng, 3)
+    sample_rng, prepare_rng, dropout_rng = jax.random.split(state.rng, 3)
     now = lambda rng: jax.random.fold_in(rng, state.step)
+    # The sampler folds in epoch and step itself: an epoch's order is one permutation for its steps.
     batch = partition.constrain_rows(sample(resident, sample_rng, state.step), mesh)
-    inputs = objective.prepare(now(corrupt_rng), batch, resident["pool"])
-
-    grad_fn = jax.value_and_grad(loss_sum, has_aux=True)
-    if micro_batches == 1:
-      inputs = partition.constrain_rows(inputs, mesh)
-      (loss, (weight, metrics)), grads = grad_fn(state.params, inputs, now(dropout_rng))
-    else:
-      def part(carry, piece):
-        index, piece = piece
-        piece = partition.constrain_rows(piece, mesh)
-        (loss, (weight, metrics)), grads = grad_fn(
-          state.params, piece, jax.random.fold_in(now(dropout_rng), index))
-        return jax.tree.map(jnp.add, carry, (loss, weight, metrics, grads)), None
-      pieces = jax.tree.map(
-        lambda x: x.reshape(micro_batches, x.shape[0] // micro_batches, *x.shape[1:]), inputs)
-      first = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(lambda: _reorder(grad_fn(
-          state.params, jax.tree.map(lambda x: x[0], pieces), dropout_rng))))
-      (loss, weight, metrics, grads), _ = jax.lax.scan(
-        part, first, (jnp.arange(micro_batches), pieces))
-
-    grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1), grads)
+    inputs = objective.prepare(now(prepare_rng), batch, resident["pool"])
+    grads, sums = _accumulate(differentiate, state.params, inputs, now(dropout_rng),
+                              micro_batches)
+    grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1), grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    sums = {"loss": loss, "weight": weight, "grad_norm": optim.global_norm(grads),
-            "examples": jnp.sum(batch["users"] > 0), "tokens": jnp.sum(batch["items"] > 0),
-            **metrics}
     state = state.replace(step=state.step + 1, opt_state=opt_state,
                           params=optim.apply_updates(state.params, updates))
-    return state, sums
+    return state, {**sums, "grad_norm": optim.global_norm(grads),
+                   "examples": jnp.sum(batch["users"] > 0), "tokens": jnp.sum(batch["items"] > 0)}
 
   def many(state, resident, count):
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                         jax.eval_shape(lambda: one(state, resident)[1]))
+    step = jax.jit(one)  # traced once, for the shapes and for the loop
     def body(_, carry):
-      state, sums = carry
-      state, more = one(state, resident)
-      return state, jax.tree.map(jnp.add, sums, more)
-    return jax.lax.fori_loop(0, count, body, (state, zeros))
+      state, sums = step(carry[0], resident)
+      return state, jax.tree.map(jnp.add, carry[1], sums)
+    return jax.lax.fori_loop(0, count, body, (state, _zeros(step, state, resident)[1]))
 
   return jax.jit(many, donate_argnums=0, out_shardings=partition.replicated(mesh))
 
@@ -99,6 +83,18 @@ def make_predict(apply_fn, objective, mesh):
   return predict
 
 
-def _reorder(result):
-  (loss, (weight, metrics)), grads = result
-  return loss, weight, metrics, grads
+def _accumulate(fn, params, inputs, rng, parts):
+  """Returns fn(params, part, rng) summed over equal parts of `inputs`, one after the other."""
+  if parts == 1:
+    return fn(params, inputs, rng)
+  fn = jax.jit(fn)  # traced once, for the shapes and for the loop
+  pieces = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), inputs)
+  def body(total, piece):
+    index, piece = piece
+    return jax.tree.map(jnp.add, total, fn(params, piece, jax.random.fold_in(rng, index))), None
+  start = _zeros(fn, params, jax.tree.map(lambda x: x[0], pieces), rng)
+  return jax.lax.scan(body, start, (jnp.arange(parts), pieces))[0]
+
+
+def _zeros(fn, *args):
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, *args))

@@ -151,7 +151,8 @@ def changes(job):
   path = job.folder / "config.json"
   if not path.is_file():
     return "its config.json is missing" if job.is_complete() else ""
-  before, now = _flat(report_lib.read_json(path)), _flat(results.plain(job.config))
+  before = results.comparable(report_lib.read_json(path))
+  now = results.comparable(results.plain(job.config))
   names = [name for name in sorted(before.keys() | now.keys())
            if before.get(name, _ABSENT) != now.get(name, _ABSENT)]
   found = [f"{name} was {before.get(name, _ABSENT)!r}, is now {now.get(name, _ABSENT)!r}"
@@ -168,22 +169,6 @@ def _data_changes(job):
   before, now = report_lib.read_json(job.folder / "report.json")["data"], report_lib.read_json(path)
   return [f"{key} of the data set {job.config.dataset!r} was {before[key]!r}, is now {now[key]!r}"
           for key in DATA_KEYS if key in before and key in now and before[key] != now[key]]
-
-
-def _flat(tree, prefix=""):
-  """Returns {dotted name: value} of a config.json, less what changes no numbers."""
-  out = {}
-  for key, value in tree.items():
-    name = f"{prefix}{key}"
-    if name in results.INCIDENTAL:
-      continue
-    if isinstance(value, dict) and value:
-      out |= _flat(value, f"{name}.")
-    elif name == "transfer.checkpoint" and value:
-      out[name] = "/".join(pathlib.PurePath(value).parts[-2:])  # NAME/seedK, wherever it lies
-    else:
-      out[name] = value
-  return out
 
 
 def _check_run(name, run, config):

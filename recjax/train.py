@@ -17,21 +17,23 @@ import jax
 import numpy as np
 from absl import flags
 
-from recjax import checkpoint
-from recjax import cli
+from recjax import (
+  checkpoint,
+  cli,
+  errors,
+  experiment,
+  objectives,
+  optim,
+  partition,
+  record,
+  results,
+  spec,
+  transfer,
+  trees,
+)
 from recjax import clock as clock_lib
-from recjax import errors
-from recjax import experiment
-from recjax import objectives
-from recjax import optim
-from recjax import partition
-from recjax import record
-from recjax import results
-from recjax import spec
 from recjax import state as state_lib
 from recjax import step as step_lib
-from recjax import transfer
-from recjax import trees
 from recjax.data import batches
 
 FLAGS = flags.FLAGS
@@ -48,6 +50,14 @@ class Progress:
   stopped: str = ""  # why training ended before its last step
   train_s: float = 0.0
   examples: int = 0
+  logged_s: float = 0.0  # train_s at the last row of metrics.jsonl
+  sums: dict = dataclasses.field(default_factory=dict)  # of the steps since that row
+
+  def add(self, sums):
+    """Adds the metrics of a group of steps."""
+    self.examples += sums["examples"]
+    for name, value in sums.items():
+      self.sums[name] = self.sums.get(name, 0) + value
 
   def update(self, step, value, patience):
     """Returns whether `value` is the best so far; asks to stop after `patience` that are not."""
@@ -80,10 +90,17 @@ def train_and_evaluate(config, workdir):
   resident = batches.resident(exp.data, min_length=exp.objective.min_length)
   duration = dict(batch_size=config.batch_size, examples=len(resident["users"]))
   total_steps = spec.steps(config, "total", **duration)
-  every = {name: max(spec.steps(config[name], "every", default=total_steps, total=total_steps,
-                                **duration), 1) for name in ("log", "eval", "checkpoint")}
+  def every(name, default):
+    return max(spec.steps(config[name], "every", default=default, total=total_steps, **duration), 1)
+  cadence = {"log": every("log", total_steps), "eval": every("eval", total_steps)}
+  cadence["checkpoint"] = every("checkpoint", cadence["eval"])
+
+  # Both evaluators before training, so that a mistake in config.eval does not wait for its end.
+  if config.eval.metric not in (known := exp.metric_names()):
+    raise errors.UserError(f"eval.metric is {config.eval.metric!r}; there are {', '.join(known)}")
   validation = exp.ranking("val", contexts=("train",),
                            protocols=(config.eval.metric.split("/")[0],))
+  test = results.make_ranking(exp, "test")
 
   # Parameters, what crosses from a source run, optimizer.
   resuming = checkpoint.has_checkpoint(workdir)
@@ -94,6 +111,9 @@ def train_and_evaluate(config, workdir):
   optim_plan = optim.plan(config.optim, params, extra_rules=freeze)
   trainable = {leaf: not options["freeze"] for leaf, options in optim_plan.items()}
   crossing = None
+  if config.transfer.mode != "none" and not config.transfer.checkpoint:
+    raise errors.UserError(f"transfer.mode={config.transfer.mode} needs transfer.checkpoint, the "
+                           "--workdir of the source run")
   if config.transfer.checkpoint and not resuming:
     params, crossing = transfer_from(config.transfer, params, exp, trainable)
   schedule = optim.make_schedule(config.optim, total_steps=total_steps, **duration)
@@ -101,7 +121,7 @@ def train_and_evaluate(config, workdir):
   train_steps = make_steps(config, exp, tx, resident)
 
   # From here on the run writes: what a user can get wrong was checked above.
-  results.start(workdir, config, crossing, write=partition.is_first())
+  results.start(workdir, config, crossing, resuming=resuming, write=partition.is_first())
   checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
   everywhere = partition.replicated(exp.mesh)
   state, progress = state_lib.create(params, tx, config.seed), Progress()
@@ -109,7 +129,7 @@ def train_and_evaluate(config, workdir):
   if resuming:
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
-    found = checkpoints.restore_latest(abstract, report=record.warn)
+    found = checkpoints.restore_latest(abstract, rows=exp.rows(), report=record.warn)
     if found is None and config.transfer.checkpoint:  # All damaged: start as the first time.
       params, crossing = transfer_from(config.transfer, params, exp, trainable)
       state = state_lib.create(params, tx, config.seed)
@@ -127,45 +147,50 @@ def train_and_evaluate(config, workdir):
   resident = partition.put(resident, everywhere)
   with clock.measure("compile"):
     train_steps = train_steps.lower(state, resident, np.int32(1)).compile()
+    norm = jax.jit(optim.global_norm).lower(state.params).compile()
 
   def save():
-    checkpoints.save(state, rows=exp.rows(), config=results.plain(config), best_step=progress.best_step,
-                     host=dataclasses.asdict(progress))
+    progress.train_s += clock.lap("train")
+    checkpoints.save(state, rows=exp.rows(), config=results.plain(config),
+                     best_step=progress.best_step, host=dataclasses.asdict(progress))
 
   # The loop: groups of steps that end where something is due, waited for a few groups later.
-  waiting, sums, first_step, group = collections.deque(), collections.Counter(), step, 1
+  waiting, first_step, group = collections.deque(), step, 1
   def collect(keep):
     while len(waiting) > keep:
-      sums.update(fetch_sums(*waiting.popleft(), checkpoints))
+      progress.add(fetch_sums(*waiting.popleft(), checkpoints))
+    if not keep:  # Something may be evaluated or saved now, and the last update can overflow too.
+      check_finite(step, "parameter norm", norm(state.params), checkpoints)
 
   with partition.Preemption() as preemption:
     while step < total_steps and not progress.stopped:
-      due = min([total_steps] + [(step // n + 1) * n for n in every.values()])
+      due = min([total_steps] + [(step // n + 1) * n for n in cadence.values()])
       count = min(due - step, group)
       with clock.measure("train"):
         state, group_sums = train_steps(state, resident, np.int32(count))
         waiting.append((step, group_sums))
         step += count
         leave = preemption.requested(step)
+        recorder.tick(step)
         collect(keep=0 if step == due or leave else IN_FLIGHT)
       if jax.process_count() == 1:  # Hosts must agree on the groups; only a lone one adapts them.
         group = group_size(step - first_step, clock.total("train"))
-      at = {name: step % n == 0 or step == total_steps for name, n in every.items()}
-      if at["log"] or leave:
-        log(recorder, step, sums, clock, progress, schedule)
+      at = {name: step % n == 0 or step == total_steps for name, n in cadence.items()}
+      if at["log"]:
+        log(recorder, step, clock, progress, schedule)
       improved = False
       if at["eval"]:
         with clock.measure("evaluate"):
-          means = validation.run(exp.predict, state.params).means()["train"]
-        value = record_validation(recorder, step, means, config.eval.metric)
+          value = validate(recorder, step, validation, exp.predict, state.params,
+                           config.eval.metric)
         improved = progress.update(step, value, config.eval.patience)
       if improved or progress.stopped or at["checkpoint"] or leave:
         save()
       if leave and step < total_steps and not progress.stopped:
         checkpoints.close()
         recorder.close()
-        raise errors.Preempted(f"saved step {step} of {total_steps} in {workdir}; run the same command "
-                               "to go on")
+        raise errors.Preempted(f"saved step {step} of {total_steps} in {workdir}; run the same "
+                               "command to go on")
   checkpoints.wait()
 
   # The report: the best checkpoint on the test split, beside popularity and chance.
@@ -175,7 +200,7 @@ def train_and_evaluate(config, workdir):
   if progress.best_step not in (None, step):
     best = checkpoints.restore_params(progress.best_step, state.params)
   with clock.measure("evaluate"):
-    report = results.evaluate(exp, best, workdir, write=partition.is_first())
+    report = results.evaluate(exp, test, best, workdir, write=partition.is_first())
   report["run"].update(
     steps=step, total_steps=total_steps, best_step=progress.best_step or step,
     best_validation=progress.best_value, stopped=progress.stopped, parameters=trees.count(params),
@@ -210,8 +235,8 @@ def transfer_from(config, params, exp, trainable):
     raise errors.UserError(
       f"transfer.mode is {config.mode!r}; there are none, embedding, model and rules")
   if config.mode != "none" and not rules:
-    raise errors.UserError(f"transfer.mode={config.mode} has nothing to carry: the model has no user "
-                           "embedding and no attributes, or transfer.rules is empty")
+    raise errors.UserError(f"transfer.mode={config.mode} has nothing to carry: the model has no "
+                           "user embedding and no attributes, or transfer.rules is empty")
   reader = checkpoint.Reader(config.checkpoint, config.step)
   plan = transfer.make_plan(
     params, reader.shapes(), rules, row_tables=exp.model.row_tables(), target_rows=exp.rows(),
@@ -228,8 +253,8 @@ def make_steps(config, exp, tx, resident):
   batch, shards = config.batch_size, exp.mesh.devices.size
   micro = config.micro_batch or batch
   if batch % micro or micro % shards:
-    raise errors.UserError(f"batch_size={batch} must be a multiple of micro_batch={micro}, and that of "
-                           f"the {shards} devices")
+    raise errors.UserError(f"batch_size={batch} must be a multiple of micro_batch={micro}, and "
+                           f"that of the {shards} devices")
   longest = exp.model.max_len + exp.objective.extra_columns
   lengths = np.minimum(resident["end"] - resident["begin"], longest)
   sample = batches.make_sampler(num_users=len(lengths), batch_size=batch, length=int(lengths.max()),
@@ -258,13 +283,18 @@ def announce(recorder, exp, params, trainable, crossing, step):
 def fetch_sums(first_step, sums, checkpoints):
   """Returns the metrics of a group of steps as Python numbers; raises where training diverged."""
   sums = {name: value.item() for name, value in jax.device_get(sums).items()}
-  if not np.isfinite(sums["loss"]) or not np.isfinite(sums["grad_norm"]):
+  check_finite(first_step, "loss", sums["loss"], checkpoints)
+  check_finite(first_step, "gradient norm", sums["grad_norm"], checkpoints)
+  return sums
+
+
+def check_finite(step, name, value, checkpoints):
+  """Raises UserError where `value` shows that training has diverged."""
+  if not np.isfinite(value):
     kept = checkpoints.steps()
     raise errors.UserError(
-      f"training diverged (loss {sums['loss']}, gradient {sums['grad_norm']}) after step {first_step}; "
-      f"the newest checkpoint is of step {kept[0] if kept else 'none'}. Lower optim.lr or set "
-      "optim.clip_norm, in a new --workdir")
-  return sums
+      f"training diverged ({name} {value}) after step {step}; the newest checkpoint is of step "
+      f"{kept[0] if kept else 'none'}. Lower optim.lr or set optim.clip_norm, in a new --workdir")
 
 
 def group_size(steps, seconds):
@@ -272,11 +302,11 @@ def group_size(steps, seconds):
   return max(int(DISPATCH_S * steps / max(seconds, 1e-9)), 1)
 
 
-def log(recorder, step, sums, clock, progress, schedule):
-  """Writes the mean loss, the rate and the rest since the last call, and clears `sums`."""
-  seconds = clock.lap("train")
-  progress.train_s += seconds
-  progress.examples += sums["examples"]
+def log(recorder, step, clock, progress, schedule):
+  """Writes the mean loss, the rate and the rest since the last row, across interruptions."""
+  sums = progress.sums
+  progress.train_s += clock.lap("train")
+  seconds, progress.logged_s = progress.train_s - progress.logged_s, progress.train_s
   rate = sums["examples"] / max(seconds, 1e-9)
   loss = sums["loss"] / max(sums["weight"], 1)
   recorder.write(step, "train", {
@@ -287,13 +317,18 @@ def log(recorder, step, sums, clock, progress, schedule):
   sums.clear()
 
 
-def record_validation(recorder, step, means, metric):
-  """Writes the validation means {protocol: {metric: value}} and returns the deciding one."""
-  values = {f"{protocol}/{name}": v for protocol, table in means.items() for name, v in table.items()}
-  value = errors.choose(values, metric, "eval.metric")
+def validate(recorder, step, ranking, predict, params, metric):
+  """Writes the validation metrics of `params` and returns the deciding one."""
+  try:
+    means = ranking.run(predict, params).means()["train"]
+  except FloatingPointError as error:  # Finite parameters whose scores overflow.
+    raise errors.UserError(f"training diverged by step {step}: {error}. Lower optim.lr or set "
+                           "optim.clip_norm, in a new --workdir") from error
+  values = {f"{protocol}/{name}": v for protocol, table in means.items()
+            for name, v in table.items()}
   recorder.write(step, "val", values)
-  recorder.say(f"step {step}: validation {metric} {value:.4f}")
-  return value
+  recorder.say(f"step {step}: validation {metric} {values[metric]:.4f}")
+  return values[metric]
 
 
 def main(argv):

@@ -1,12 +1,13 @@
 """What crosses from one run to another: rules -> plan -> merged parameters.
 
 Rules are (target regex, source) pairs over leaf names; the first full match decides. `source` is a
-template of the source leaf's name (backreferences as in re.Match.expand), or None for a fresh start;
-leaves that no rule matches start fresh. Rows of tables (users, items, attributes) are matched by
-external name, never by number.
+template of the source leaf's name (backreferences as in re.Match.expand), or None for a fresh
+start; leaves that no rule matches start fresh. Rows of tables (users, items, attributes) are
+matched by external name, never by number.
 """
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -45,14 +46,14 @@ def make_plan(target_shapes, source_shapes, rules, *, row_tables, target_rows, s
     source_rows: {vocabulary: Rows} of the source; rows it never trained match nothing.
 
   Raises:
-    UserError: a rule that decides no leaf, a source leaf that does not exist, or any shape mismatch.
+    UserError: a rule that decides no leaf, a source leaf that does not exist, or a shape mismatch.
   """
   matched, _ = trees.match(target_shapes, rules, what="transfer rule")
   target = trees.flatten(target_shapes)
   plan, problems = [], []
   for leaf, array in target.items():
     template, found = matched.get(leaf, (None, None))
-    source = None if template is None else found.expand(template)
+    source = None if template is None else _expand(found, template)
     if source is None:
       plan.append(Entry(leaf, None, tuple(array.shape)))
       continue
@@ -63,7 +64,11 @@ def make_plan(target_shapes, source_shapes, rules, *, row_tables, target_rows, s
     theirs = tuple(source_shapes[source].shape)
     rows = None
     if vocabulary is not None:
-      rows = match_rows(target_rows[vocabulary].names, source_rows.get(vocabulary))
+      named = source_rows.get(vocabulary)
+      rows = match_rows(target_rows[vocabulary].names, named)
+      if named is not None and (theirs[axis:axis + 1] != named.names.shape):
+        problems.append(f"{source} is {theirs}, but has {len(named.names)} named {vocabulary} rows")
+        continue
     if _rest(array.shape, axis, rows) != _rest(theirs, axis, rows):
       problems.append(f"{leaf} is {tuple(array.shape)}, {source} is {theirs}")
       continue
@@ -129,9 +134,18 @@ def describe(plan, trainable):
     rows = ""
     if entry.rows is not None:
       rows = f" ({int(np.sum(entry.rows >= 0)):,} of {len(entry.rows):,} {entry.vocabulary} rows)"
-    lines.append(f"{entry.target:<{width}}  {shape:>12}  {'fresh' if entry.source is None else '<- ' + entry.source}"
-                 f"{rows}{'' if trainable[entry.target] else ', frozen'}")
+    origin = "fresh" if entry.source is None else f"<- {entry.source}"
+    lines.append(f"{entry.target:<{width}}  {shape:>12}  {origin}{rows}"
+                 f"{'' if trainable[entry.target] else ', frozen'}")
   return "\n".join(lines)
+
+
+def _expand(found, template):
+  try:
+    return found.expand(template)
+  except (re.error, IndexError) as error:
+    raise errors.UserError(f"transfer rule: {template!r} is not a template of "
+                           f"{found.re.pattern!r}: {error}") from error
 
 
 def _rest(shape, axis, rows):

@@ -56,7 +56,8 @@ def match(tree, rules, *, what="rule"):
         break
   unused = [pattern for index, (pattern, _) in enumerate(rules) if index not in used]
   if unused:
-    raise errors.UserError(f"{what} {unused[0]!r} decides no parameter; there are {', '.join(names)}")
+    raise errors.UserError(
+      f"{what} {unused[0]!r} decides no parameter; there are {', '.join(names)}")
   return values, [leaf for leaf in names if leaf not in values]
 
 
@@ -72,7 +73,8 @@ def count(tree):
 
 def nbytes(tree):
   """Returns the bytes of all arrays in the tree."""
-  return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree_util.tree_leaves(tree))
+  return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize
+             for leaf in jax.tree_util.tree_leaves(tree))
 
 
 def describe_difference(want, have):

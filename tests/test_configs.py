@@ -7,7 +7,8 @@ import runpy
 
 import pytest
 
-from recjax import spec
+from recjax import spec, train
+from recjax.data import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PATHS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.py")
@@ -84,3 +85,22 @@ def test_sweep_sets_known_fields(path):
   for values in trials:
     spec.override(spec.load_config(path), values)
   assert len({tuple(sorted(values.items())) for values in trials}) == len(trials)
+
+
+@pytest.fixture(scope="module")
+def demo_data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("demo")
+  config = spec.load_config(str(ROOT / "configs/data/demo.py"))
+  prepare.prepare(config, raw_dir="", data_dir=folder, log=lambda *_: None)
+  return str(folder)
+
+
+@pytest.mark.parametrize("path", RUNS)
+def test_takes_a_step(path, demo_data, tmp_path):
+  config = spec.override(spec.load_config(path), {
+    "data_dir": demo_data, "dataset": "demo_tgt", "batch_size": 64, "micro_batch": None,
+    "total_epochs": None, "total_steps": 2, "model.num_layers": 1, "eval.max_users": 32,
+    "eval.protocols": ("full",), "log.tensorboard": False})
+  report = train.train_and_evaluate(config, tmp_path / "run")
+  assert report["run"]["steps"] == 2
+  assert 0 < report["test"]["full"]["mrr"] < 1

@@ -230,9 +230,9 @@ def test_missing_data_tell_the_command(tmp_path):
     run(config, tmp_path)
 
 
-@pytest.mark.parametrize("name, seeds", [
-  ("demo.py", 3), ("bert4rec_ml1m.py", 5), ("bert4rec_ml1m.py:cpu", 3)])
-def test_the_shipped_studies_are_well_formed(name, seeds):
+@pytest.mark.parametrize("name, seeds, runs", [
+  ("demo.py", 3, 17), ("bert4rec_ml1m.py", 5, 35), ("bert4rec_ml1m.py:cpu", 5, 27)])
+def test_the_shipped_studies_are_well_formed(name, seeds, runs):
   config = spec.load_config(str(ROOT / "configs/studies" / name))
   with config.unlocked():
     config.data_dir = "anywhere"
@@ -240,8 +240,7 @@ def test_the_shipped_studies_are_well_formed(name, seeds):
   assert len(config.seeds) == seeds
   order = study_plan.ordered(config)
   assert len(order) == 7 and order.index("source_mip") < order.index("model_mip")
-  if all((ROOT / r.config.partition(":")[0]).is_file() for r in config.runs.values()):
-    assert len(study_plan.plan(config, "w")) == 7 * seeds
+  assert len(study_plan.plan(config, "w")) == runs
 
 
 def test_configs_are_found_from_another_folder(tmp_path, monkeypatch):

@@ -2,59 +2,32 @@
 
 Grid: transfer {none, embedding, model} x pre-training task {next item, masked item}, without
 metadata, fine-tuned on the target domain with the next-item task (the survey is silent about that
-one); none has no pre-training. Expect small gains, and `none` a few points above popularity under
-uniform100_global. Seven runs per seed: five seeds at the survey's size for an accelerator, or, with
-`:cpu`, three seeds of a small model on two CPU cores. The report prints the time of each run.
+one). Expect small gains, and `none` around popularity under uniform100_global (SPEC 0.6).
+
+Full size: the survey's model, five seeds with a pre-training each, 35 runs, for a GPU or TPU.
+`:cpu`: a two-layer model, pre-trained once a task and fine-tuned with five seeds, 27 runs, TIME on
+two CPU cores.
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DIR
     python -m recjax.study --config=configs/studies/bert4rec_ml1m.py:cpu \\
       --workdir=W --config.data_dir=DIR
 """
 
-import ml_collections
-
+from configs.studies import common
 from recjax import spec
-
-RUN = "configs/bert4rec_ml1m.py"
 
 
 def get_config(arg=None):
+  """Returns the study's config; `arg` is "cpu" or nothing."""
   arg = spec.parse_arg(arg, cpu=False)
   size = "cpu" if arg.cpu else "full"
-  config = ml_collections.ConfigDict()
-  config.title = f"Transfer by pre-training: BERT4Rec on MovieLens-1M (size {size})"
-  config.data_dir = ""
-  config.prepare = (
-    "python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir={data_dir}")
-  config.seeds = (0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4)
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("ndcg@10", "recall@10", "mrr")
-
-  config.runs = {
-    "source_nip": source(size, "next_item"),
-    "source_mip": source(size, "masked_item"),
-    "none": target(size),
-    "embedding_nip": target(size, source="source_nip", mode="embedding"),
-    "embedding_mip": target(size, source="source_mip", mode="embedding"),
-    "model_nip": target(size, source="source_nip", mode="model"),
-    "model_mip": target(size, source="source_mip", mode="model"),
-  }
-  config.rows = (
-    ("none", "none"),
-    ("embedding, NIP", "embedding_nip"),
-    ("embedding, MIP", "embedding_mip"),
-    ("model, NIP", "model_nip"),
-    ("model, MIP", "model_mip"),
-  )
-  config.baseline = "none"
-  config.comparisons = (
-    ("none – popularity", "none", "popularity"),
-    ("embedding: MIP – NIP", "embedding_mip", "embedding_nip"),
-    ("model: MIP – NIP", "model_mip", "model_nip"),
-    ("NIP: model – embedding", "model_nip", "embedding_nip"),
-    ("MIP: model – embedding", "model_mip", "embedding_mip"),
-  )
+  config = common.transfer_study(
+    f"Transfer by pre-training: BERT4Rec on MovieLens-1M (size {size})",
+    prepare="python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW"
+            " --data_dir={data_dir}",
+    source=f"configs/bert4rec_ml1m.py:data=src,size={size}",
+    target=f"configs/bert4rec_ml1m.py:data=tgt,size={size}",
+    seeds=(0, 1, 2, 3, 4), source_seeds=(0,) * 5 if arg.cpu else None)
   # Zeng et al. 2021, Table 2, BERT4Rec without metadata.
   config.published = {
     "none": {
@@ -66,21 +39,10 @@ def get_config(arg=None):
       "uniform100_global/recall@10": 77.87,
     },
   }
-  config.notes = """\
-- NIP: next item prediction, MIP: masked item prediction. Both name the pre-training task; every
-  target run is fine-tuned with NIP.
+  config.notes += """
 - Published numbers are from Zeng et al. 2021, "Knowledge Transfer via Pre-training for
   Recommendation: A Review and Prospect", Table 2, BERT4Rec without metadata: one number, no spread.
 - `uniform100_global` is the survey's protocol: 100 negatives drawn from both domains, about 73 of
   which are never targets. That makes it easy: popularity alone comes close to the models. `full` is
   the protocol to judge by."""
   return config
-
-
-def source(size, objective):
-  return {"config": f"{RUN}:data=src,size={size}", "overrides": (("objective.name", objective),)}
-
-
-def target(size, **transfer):
-  return {"config": f"{RUN}:data=tgt,size={size}",
-          "overrides": (("objective.name", "next_item"),), **transfer}

@@ -27,8 +27,8 @@ def resident(data, *, split="train", min_length=1):
   if not len(users):
     raise errors.UserError(f"data set {data.name!r}: no user has {min_length} {split} interactions")
   if len(data.items) >= 2**31:
-    raise errors.UserError(f"data set {data.name!r}: {len(data.items)} rows do not fit int32 rows on "
-                           "a device; shard it by users")
+    raise errors.UserError(f"data set {data.name!r}: {len(data.items)} rows do not fit int32 rows "
+                           "on a device; shard it by users")
   return {"items": np.asarray(data.items), "users": users.astype(np.int32),
           "begin": begin[users].astype(np.int32), "end": end[users].astype(np.int32),
           "pool": np.flatnonzero(data.in_domain).astype(np.int32)}
@@ -37,13 +37,13 @@ def resident(data, *, split="train", min_length=1):
 def make_sampler(*, num_users, batch_size, length, window):
   """Returns sample(resident, rng, step) -> batch, to be called inside jit.
 
-  Every epoch visits each of the `num_users` users once, in an order of its own; the last batch of an
-  epoch is filled up with rows of user 0 and padding. The batch is {"items" int32 [B, length]
+  Every epoch visits each of the `num_users` users once, in an order of its own; the last batch of
+  an epoch is filled up with rows of user 0 and padding. The batch is {"items" int32 [B, length]
   left-padded, "users" int32 [B]}.
 
   Windows: "last" ends at a user's last item; "prefix" at the k-th, k uniform over 3..n (shorter
-  sequences: over n alone), as the survey's next-item task; "random" at a uniform end among those that
-  fill the window.
+  sequences: over n alone), as the survey's next-item task; "random" at a uniform end among those
+  that fill the window.
   """
   if window not in WINDOWS:
     raise errors.UserError(f"objective.window is {window!r}; there are {', '.join(WINDOWS)}")
@@ -99,8 +99,8 @@ def attribute_tables(data, fields, *, extra_tokens=0):
   """Returns {field: int32 [N + 2 + extra_tokens, slots]}: attribute ids of every token.
 
   Ids are 1..K, and K + 1 says "unknown": for items without a value, for MASK (a masked item must
-  not leak through its attributes) and for the extra tokens. Padding, and places after an item's last
-  value, hold 0.
+  not leak through its attributes) and for the extra tokens. Padding, and places after an item's
+  last value, hold 0.
 
   Args:
     data: `sequences.Dataset`.

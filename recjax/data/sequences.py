@@ -5,8 +5,8 @@ interactions (both vocabularies start at 1; 0 is padding and belongs to nobody):
 
     user_ids.npy   bytes  [U + 1]        external user ids, row 0 empty
     item_ids.npy   bytes  [N + 1]        external item ids, row 0 empty
-    in_domain.npy  bool   [N + 1]        items of this data set's domain (the others can be negatives)
-    offsets.npy    int64  [U + 2]        user u owns rows offsets[u] : offsets[u + 1]; user 0 owns none
+    in_domain.npy  bool   [N + 1]        items of this data set's domain; others can be negatives
+    offsets.npy    int64  [U + 2]        user u owns rows offsets[u]:offsets[u + 1], user 0 none
     items.npy      int32  [R]            in (user, time, file row) order
     times.npy      int64  [R]            seconds
     ratings.npy    float32 [R]           optional
@@ -125,12 +125,15 @@ def load(data_dir, name):
   if not path.is_file():
     found = sorted(p.parent.name for p in pathlib.Path(data_dir).glob("*/manifest.json"))
     raise errors.UserError(
-      f"no prepared data set {name!r} in {os.fspath(data_dir)!r} (found: {', '.join(found) or 'none'}); "
-      "run python -m recjax.prepare first, or set --config.data_dir")
-  manifest = json.loads(path.read_text())
+      f"no prepared data set {name!r} in {os.fspath(data_dir)!r} (found: "
+      f"{', '.join(found) or 'none'}); run python -m recjax.prepare, or set --config.data_dir")
+  try:
+    manifest = json.loads(path.read_text())
+  except ValueError as error:
+    raise errors.UserError(f"{path}: not JSON ({error}); prepare the data again") from error
   if manifest.get("version") != VERSION:
-    raise errors.UserError(f"{path}: version {manifest.get('version')} was written by another recjax "
-                           f"(this one reads {VERSION}); prepare the data again")
+    raise errors.UserError(f"{path}: version {manifest.get('version')} was written by another "
+                           f"recjax (this one reads {VERSION}); prepare the data again")
   read = lambda stem: _read(folder / f"{stem}.npy")
   arrays = {stem: read(stem) for stem in ARRAYS}
   ratings = read("ratings") if (folder / "ratings.npy").is_file() else None

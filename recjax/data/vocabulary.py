@@ -10,9 +10,9 @@ def row_names(data, *, extra_tokens=0):
   """Returns {vocabulary: (names bytes [rows], trained bool [rows])} of a data set.
 
   Vocabularies: "item" (PAD, items, MASK, extra tokens), "output" (PAD, items), "user" (users 1..U)
-  and every attribute (values 1..K, unknown). Rows that `data` does not train (items of other domains,
-  users without training interactions, attributes of no item here) are marked, since a transfer must
-  not carry what was never learned.
+  and every attribute (values 1..K, unknown). Rows that `data` does not train (items of other
+  domains, users without training interactions, attributes of no item here) are marked, since a
+  transfer must not carry what was never learned.
   """
   special = [MASK] + [b"\x01token%d" % i for i in range(extra_tokens)]
   items = np.asarray(data.item_ids[1:])
@@ -31,7 +31,8 @@ def row_names(data, *, extra_tokens=0):
 
 def _join(before, middle, after):
   width = max([middle.dtype.itemsize, *map(len, before), *map(len, after)])
-  return np.concatenate([np.array(part, f"S{width}").reshape(-1) for part in (before, middle, after)])
+  parts = [np.array(part, f"S{width}").reshape(-1) for part in (before, middle, after)]
+  return np.concatenate(parts)
 
 
 def _join_flags(first, middle, after):

@@ -2,10 +2,14 @@
 
 from recjax import errors
 from recjax.models import bert4rec
+from recjax.models import layers
 from recjax.models import sasrec
 
 MODELS = {"bert4rec": bert4rec.BERT4Rec, "sasrec": sasrec.SASRec}
 VARIANTS = {"bert4rec": bert4rec.VARIANTS, "sasrec": sasrec.VARIANTS}
+CHOICES = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post"),
+           "output": ("untied", "tied", "tied_transform"), "initializer": ("torch", "bert"),
+           "dtype": ("float32", "bfloat16")}
 
 
 def make(name, *, variant, num_items, num_users, field_rows, fields=(), **overrides):
@@ -26,6 +30,13 @@ def make(name, *, variant, num_items, num_users, field_rows, fields=(), **overri
   full = tuple((field, errors.choose(field_rows, field, "model.fields"), width, slots)
                for field, width, slots in fields)
   try:
-    return MODELS[name](num_items=num_items, num_users=num_users, fields=full, **values)
+    model = MODELS[name](num_items=num_items, num_users=num_users, fields=full, **values)
   except TypeError as error:
     raise errors.UserError(f"config.model: {error}") from error
+  for attribute, known in CHOICES.items():
+    errors.choose(dict.fromkeys(known), getattr(model, attribute), f"model.{attribute}")
+  width = model.item_width + model.user_width + sum(slots * wide for *_, wide, slots in full)
+  if width % model.heads:
+    raise errors.UserError(f"config.model: the width {width} (item, user and attributes together) "
+                           f"does not split into {model.heads} heads")
+  return model

@@ -18,7 +18,7 @@ ACTIVATIONS = {
 
 
 def table_init(name):
-  """Returns the initializer of embedding tables: "torch" N(0, 1), "bert" N(0, 0.02) cut at 2 sigma."""
+  """Returns a table's initializer: "torch" N(0, 1), "bert" N(0, 0.02) cut at 2 sigma."""
   return {"torch": nn.initializers.normal(1.0),
           "bert": nn.initializers.truncated_normal(0.02)}[name]
 
@@ -31,7 +31,8 @@ def dense(features, *, initializer, name, fan_in, dtype):
   """
   if initializer == "torch":
     bound = 1 / math.sqrt(fan_in)
-    uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+    uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+      key, shape, dtype, -bound, bound)
     return nn.Dense(features, kernel_init=uniform, bias_init=uniform, name=name, dtype=dtype)
   return nn.Dense(features, kernel_init=table_init("bert"), name=name, dtype=dtype)
 
@@ -56,7 +57,7 @@ class Dropout(nn.Module):
 
 
 class RowTable(nn.Module):
-  """A table of `rows` vectors for ids 1..rows; id 0 (padding, unknown) gives zeros and owns no row."""
+  """A table of vectors for ids 1..rows; id 0 (padding, unknown) gives zeros and owns no row."""
   rows: int
   width: int
   initializer: str
@@ -77,8 +78,8 @@ class LinearHead(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    return dense(self.num_items + 1, initializer=self.initializer, fan_in=x.shape[-1], name="scores",
-                 dtype=self.dtype)(x)
+    return dense(self.num_items + 1, initializer=self.initializer, fan_in=x.shape[-1],
+                 name="scores", dtype=self.dtype)(x)
 
 
 class TiedHead(nn.Module):

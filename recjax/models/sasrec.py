@@ -1,15 +1,16 @@
-"""The causal variant: next item at every position, as SASRec (Kang & McAuley 2018), full softmax."""
+"""The causal variant: next item at every position, as SASRec (Kang & McAuley 2018)."""
 
 from recjax.models import transformer
 
 VARIANTS = {
   # The survey's transformer with a causal mask: its next-item twin, with the same transfer rules.
-  "survey_code": dict(norm="pre", act="gelu_tanh", output="untied", initializer="torch", num_layers=6,
-                      item_width=128, user_width=32, heads=4, hidden=512, max_len=100),
+  "survey_code": dict(norm="pre", act="gelu_tanh", output="untied", initializer="torch",
+                      num_layers=6, item_width=128, user_width=32, heads=4, hidden=512,
+                      max_len=100),
   # Small and tied, in the shape of the paper's ML-1M model, without a user embedding.
-  "sasrec": dict(norm="pre", act="relu", output="tied", initializer="bert", num_layers=2, item_width=64,
-                 user_width=0, heads=1, hidden=64, max_len=200, dropout=0.2, final_norm=True,
-                 output_dropout=False),
+  "sasrec": dict(norm="pre", act="relu", output="tied", initializer="bert", num_layers=2,
+                 item_width=64, user_width=0, heads=1, hidden=64, max_len=200, dropout=0.2,
+                 final_norm=True, output_dropout=False),
 }
 
 

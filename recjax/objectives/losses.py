@@ -46,7 +46,8 @@ def labeled_positions(labels, *, shards, capacity):
 def capacity(mean, variance, most, *, rows):
   """Returns room for the labels of `rows` random rows: their mean and 8 standard deviations.
 
-  A normal tail leaves 1e-15 a step beyond that; steps count what found no room all the same.
+  A normal tail leaves 1e-15 a step beyond that. Where one long row among short ones is no normal
+  tail, the room is at least that row's; steps count what found no room all the same.
 
   Args:
     mean: labels of a row, on average.
@@ -54,5 +55,5 @@ def capacity(mean, variance, most, *, rows):
     most: the largest number of labels of a row.
     rows: rows searched together.
   """
-  likely = rows * mean + 8 * np.sqrt(rows * variance)
+  likely = rows * mean + max(8 * np.sqrt(rows * variance), most)
   return int(min(rows * most, -(-int(np.ceil(likely)) // 8) * 8))

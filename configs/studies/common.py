@@ -1,0 +1,62 @@
+"""The study of the survey's Section 4: transfer mode x pre-training task, for any model and data."""
+
+import ml_collections
+
+
+def transfer_study(title, *, prepare, source, target, seeds, source_seeds=None):
+  """Returns a study of {none, embedding, model} x {NIP, MIP} pre-training, tuned with NIP.
+
+  Args:
+    title: heading of the report.
+    prepare: command that prepares the data, with {data_dir}.
+    source: config of a pre-training run, "FILE.py:arg".
+    target: config of a fine-tuning run.
+    seeds: of the fine-tuning runs.
+    source_seeds: of the pre-training that each of `seeds` starts from (default: the same ones).
+  """
+  config = ml_collections.ConfigDict()
+  config.title = title
+  config.data_dir = ""
+  config.prepare = prepare
+  config.seeds = seeds
+  config.overrides = ()
+  config.bootstrap_draws = 10_000
+  config.headline = ("ndcg@10", "recall@10", "mrr")
+
+  source_seeds = source_seeds or seeds
+  config.runs = {"none": _tune(target)}
+  for task, objective in (("nip", "next_item"), ("mip", "masked_item")):
+    config.runs[f"source_{task}"] = {
+      "config": source, "overrides": (("objective.name", objective),),
+      "seeds": tuple(dict.fromkeys(source_seeds))}
+    for mode in ("embedding", "model"):
+      config.runs[f"{mode}_{task}"] = _tune(
+        target, source=f"source_{task}", mode=mode, source_seeds=source_seeds)
+  config.rows = (
+    ("none", "none"),
+    ("embedding, NIP", "embedding_nip"),
+    ("embedding, MIP", "embedding_mip"),
+    ("model, NIP", "model_nip"),
+    ("model, MIP", "model_mip"),
+  )
+  config.baseline = "none"
+  config.comparisons = (
+    ("none – popularity", "none", "popularity"),
+    ("embedding: MIP – NIP", "embedding_mip", "embedding_nip"),
+    ("model: MIP – NIP", "model_mip", "model_nip"),
+    ("NIP: model – embedding", "model_nip", "embedding_nip"),
+    ("MIP: model – embedding", "model_mip", "embedding_mip"),
+  )
+  config.published = {}
+  config.notes = """\
+- NIP: next item prediction, MIP: masked item prediction. Both name the pre-training task; every
+  target run is fine-tuned with NIP."""
+  if len(set(source_seeds)) == 1:
+    config.notes += """
+- Each pre-training ran once and feeds every seed: the spread over seeds is that of fine-tuning
+  alone, not that of pre-training."""
+  return config
+
+
+def _tune(config, **transfer):
+  return {"config": config, "overrides": (("objective.name", "next_item"),), **transfer}

@@ -1,0 +1,117 @@
+"""A prepared data set of two domains and a config, so small that a run takes seconds.
+
+`src` and `tgt` share users and items by external id but number them differently, as two data sets
+prepared apart would: whoever matches rows by number gets them wrong.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+from configs import common
+from recjax.data import sequences
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ITEMS, SRC_ITEMS, USERS, GENRES = 70, 40, 60, 5
+
+
+def make(data_dir, *, seed=0):
+  """Writes the data sets `src` (60 users, 40 of 70 items) and `tgt` (55 users, the other 30)."""
+  rng = np.random.default_rng(seed)
+  items = [b"i%02d" % n for n in range(1, ITEMS + 1)]
+  genres = rng.integers(0, GENRES + 1, (ITEMS, 2))  # by the order of `items`
+  users = [b"u%02d" % n for n in range(1, USERS + 1)]
+  _write(data_dir, "src", users, items, genres, set(items[:SRC_ITEMS]), rng, longest=25)
+  # Ten users gone, five new ones, everything in the opposite order.
+  theirs = [b"u%02d" % n for n in range(USERS + 5, 10, -1)]
+  _write(data_dir, "tgt", theirs, items[::-1], genres[::-1], set(items[SRC_ITEMS:]), rng,
+         longest=12)
+
+
+def _write(data_dir, name, users, items, genres, domain, rng, *, longest):
+  in_domain = np.array([False] + [item in domain for item in items])
+  pool = np.flatnonzero(in_domain)
+  histories = []
+  for _ in users:
+    # Neighbors follow each other, so that there is something to learn.
+    start, length = rng.integers(len(pool)), rng.integers(5, longest)
+    histories.append(pool[(start + np.cumsum(rng.integers(1, 3, length))) % len(pool)])
+  lengths = np.array([0] + [len(h) for h in histories])
+  splits = np.stack([[np.zeros_like(lengths), lengths - 2], [lengths - 2, lengths - 1],
+                     [lengths - 1, lengths]]).transpose(2, 0, 1)
+  splits[0] = 0
+  rows = np.concatenate(histories).astype(np.int32)
+  values = np.concatenate([np.zeros((1, 2), np.int64), genres]).astype(np.int32)
+  feature = sequences.Feature(values, np.array([b""] + [b"g%d" % g for g in range(1, GENRES + 1)]))
+  manifest = dict(
+    name=name, title=f"tiny {name}", generated=True, users=len(users), items=len(pool),
+    interactions=len(rows), items_with_metadata=ITEMS, evaluated_users=len(users),
+    mean_train_length=float(np.mean(lengths[1:] - 2)), raw_sha256="0" * 64, split={},
+    vocabulary_users=len(users), vocabulary_items=len(items), too_short_users=0)
+  sequences.save(pathlib.Path(data_dir) / name, sequences.Dataset(
+    manifest=manifest, user_ids=np.array([b"", *users]), item_ids=np.array([b"", *items]),
+    in_domain=in_domain, offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    items=rows, times=np.arange(len(rows)), splits=splits.astype(np.int32),
+    features={"genre": feature}))
+
+
+def config(data_dir, dataset="tgt", **fields):
+  """Returns the config of a run of 24 steps, 4 epochs; `fields` as "a.b": value."""
+  config = common.get_config()
+  config.data_dir, config.dataset = str(data_dir), dataset
+  config.batch_size = 12
+  config.total_steps = 24
+  config.model.update(num_layers=1, item_width=8, user_width=4, heads=2, hidden=16, max_len=10,
+                      dropout=0.2, fields=(("genre", 3, 2),))
+  config.optim.lr = 0.01
+  config.eval.update(every_epochs=None, every_steps=6, num_negatives=10, batch_size=32,
+                     protocols=("full", "uniform100_domain"))
+  config.checkpoint.every_steps = 3
+  config.log.update(every_epochs=None, every_steps=4, tensorboard=False)
+  with config.unlocked():
+    for name, value in fields.items():
+      *parents, last = name.split(".")
+      node = config
+      for parent in parents:
+        node = node[parent]
+      assert last in node, name
+      node[last] = value
+  return config
+
+
+def command(workdir, config, module="recjax.train"):
+  """Returns the command line that trains `config`, written as a config file beside `workdir`."""
+  path = pathlib.Path(f"{workdir}_config.py")
+  path.write_text("import json\nimport ml_collections\n\n\ndef get_config():\n"
+                  f"  return ml_collections.ConfigDict(json.loads({config.to_json()!r}))\n")
+  return [sys.executable, "-m", module, f"--config={path}", f"--workdir={workdir}"]
+
+
+def start(command, *, devices=4, **env):
+  """Starts a command from the project's root with simulated devices; returns the Popen."""
+  env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **env}
+  return subprocess.Popen(command, cwd=ROOT, env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(command, **kwargs):
+  """Returns (exit code, stderr) of a finished command."""
+  process = start(command, **kwargs)
+  _, stderr = process.communicate(timeout=300)
+  return process.returncode, stderr
+
+
+def metric_rows(workdir):
+  """Returns the rows of metrics.jsonl less what the clock decides, by (step, split, what)."""
+  timing = ("examples_per_s", "tokens_per_s")
+  rows = [json.loads(line) for line in
+          (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+  what = lambda row: "/".join(list(row)[2].split("/")[:-1]) or list(row)[2]  # "train/full", "loss"
+  keys = [(row["step"], row["split"], what(row)) for row in rows]
+  assert len(set(keys)) == len(keys), keys
+  return {key: {k: v for k, v in row.items() if k not in timing}
+          for key, row in zip(keys, rows, strict=True)}
