@@ -23,7 +23,7 @@ class Experiment:
   objective: object
   tables: dict  # {field: attribute ids} on the devices
   apply_fn: object
-  predict: object  # jitted (params, users, histories) -> scores
+  predict: object  # (params, users, histories) -> scores, for its caller to jit
 
   def init_params(self, seed):
     """Returns freshly started parameters as a nested dict on the host's default device."""

@@ -100,7 +100,8 @@ def test_large_permutations_look_random():
   limit = 4.5 / np.sqrt(size)
   assert max(abs(np.corrcoef(index, p)[0, 1]) for p in perms) < limit
   assert max(abs(np.corrcoef(p[:-1], p[1:])[0, 1]) for p in perms) < limit
-  assert max(abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(perms[:-1], perms[1:], strict=True)) < limit
+  pairs = zip(perms[:-1], perms[1:], strict=True)
+  assert max(abs(np.corrcoef(a, b)[0, 1]) for a, b in pairs) < limit
   fixed = (perms == index).sum()
   assert abs(fixed - trials) < 5 * np.sqrt(trials)  # Poisson, one a permutation
   # Neighbors stay neighbors about twice in a permutation.

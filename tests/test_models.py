@@ -1,4 +1,4 @@
-"""Models: sizes and names that others depend on, what a position may see, what padding may change."""
+"""Models: sizes and names that others depend on, what a position sees, what padding changes."""
 
 import functools
 
@@ -9,7 +9,6 @@ import pytest
 
 from recjax import errors
 from recjax import models
-from recjax import partition
 from recjax import trees
 from recjax.models import layers
 
@@ -24,6 +23,14 @@ KINDS = {
   "bert4rec": dict(name="bert4rec", variant="bert4rec", **SMALL),
   "sasrec": dict(name="sasrec", variant="sasrec", **SMALL),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
 
 
 @functools.cache
@@ -79,7 +86,8 @@ def _items(seed=0):
 
 
 def _shapes(*, num_items, num_users, field_rows=(), **values):
-  model = models.make(num_items=num_items, num_users=num_users, field_rows=dict(field_rows), **values)
+  model = models.make(num_items=num_items, num_users=num_users, field_rows=dict(field_rows),
+                      **values)
   tables = {name: jnp.zeros((num_items + 2 + model.extra_tokens, slots), jnp.int32)
             for name, _, slots in values.get("fields", ())}
   return model, jax.eval_shape(lambda: model.init(
@@ -228,7 +236,8 @@ def test_a_masked_item_does_not_leak_through_its_attributes():
   hidden[hidden == 7], items[items == 7] = MASK, 7
   other = {"genre": _tables()["genre"].copy()}
   other["genre"][7] = [5, 4] - other["genre"][7]
-  assert not np.array_equal(_run("survey_code", items)[0], _run("survey_code", items, tables=other)[0])
+  assert not np.array_equal(_run("survey_code", items)[0],
+                            _run("survey_code", items, tables=other)[0])
   np.testing.assert_array_equal(_run("survey_code", hidden)[0],
                                 _run("survey_code", hidden, tables=other)[0])
 
@@ -242,7 +251,9 @@ def test_an_unknown_user_has_a_zero_vector_and_no_gradient():
   def total(params, users):
     return jnp.sum(model.apply({"params": params}, items, users, _tables())[0]**2)
   grad = jax.jit(jax.grad(total))
-  moved = lambda users: np.abs(grad(params, jnp.array(users))["embed"]["user"]["embedding"]).sum(1) > 0
+  def moved(users):
+    rows = grad(params, jnp.array(users))["embed"]["user"]["embedding"]
+    return np.abs(rows).sum(1) > 0
   assert not moved([0, 0, 0]).any()
   assert np.flatnonzero(moved([0, 2, 4])).tolist() == [1, 3]
   assert not np.array_equal(_run("survey_code", items, [1, 1, 1])[0],
@@ -348,18 +359,9 @@ def test_scoring_some_positions_is_part_of_scoring_all(kind):
   positions = np.array([[0, 5, 15, 15], [8, 3, 0, 12]], np.int32)
   some, _ = _run(kind, items, users, positions=positions)
   everything, _ = _run(kind, items, users)
-  np.testing.assert_allclose(
-    some, np.stack([everything.reshape(2, 2 * T, N + 1)[s][positions[s]] for s in range(2)]), atol=1e-5)
-
-
-def test_select_equals_indexing():
-  x = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32)
-  for shards in (1, 2, 4):
-    positions = np.random.default_rng(shards).integers(0, 4 // shards * 5, (shards, 7))
-    want = [x.reshape(shards, -1, 3)[s][positions[s]] for s in range(shards)]
-    np.testing.assert_array_equal(layers.select(jnp.asarray(x), jnp.asarray(positions)), want)
-  with pytest.raises(AssertionError, match="4 rows do not split into 3"):
-    layers.select(jnp.asarray(x), jnp.zeros((3, 1), jnp.int32))
+  everything = everything.reshape(2, 2 * T, N + 1)
+  want = np.stack([everything[shard][positions[shard]] for shard in range(2)])
+  np.testing.assert_allclose(some, want, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["survey_code", "bert4rec"])
@@ -376,62 +378,11 @@ def test_too_many_columns_are_refused():
     _run("sasrec", np.ones((B, T + 1)))
 
 
-# Dropout.
-
-DROP_SHAPE = (64, 50, 40)
-
-
-@functools.cache
-def _drop(rate, sharded=False):
-  module = layers.Dropout(rate)
-  mesh = partition.make_mesh(4)
-  def run(x, key):
-    if sharded:
-      x = partition.constrain_rows(x, mesh)
-    return module.apply({}, x, train=True, rngs={"dropout": key})
-  return jax.jit(run)
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_keeps_the_rate_and_the_mean(rate):
-  out = np.asarray(_drop(rate)(jnp.ones(DROP_SHAPE), jax.random.key(0)))
-  kept = out != 0
-  np.testing.assert_allclose(out[kept], 1 / (1 - rate), rtol=1e-6)
-  sigma = np.sqrt(rate * (1 - rate))
-  assert abs(kept.mean() - (1 - rate)) < 4 * sigma / np.sqrt(kept.size)
-  for axis in range(3):  # and so along every axis: no stripes
-    others = tuple(a for a in range(3) if a != axis)
-    spread = (kept.mean(others) - (1 - rate)) / (sigma / np.sqrt(kept.size / kept.shape[axis]))
-    assert np.abs(spread).max() < 5 and 0.5 < spread.std() < 1.6
-
-
-def test_dropout_masks_are_unrelated():
-  masks = [np.asarray(_drop(0.5)(jnp.ones(DROP_SHAPE), jax.random.key(k)) != 0) for k in (0, 1, 2)]
-  assert np.array_equal(masks[0], _drop(0.5)(jnp.ones(DROP_SHAPE), jax.random.key(0)) != 0)
-  flat = [m.ravel() for m in masks]
-  pairs = [(flat[0], flat[1]), (flat[1], flat[2])]  # keys
-  pairs += [(m[:-lag], m[lag:]) for m in flat[:1] for lag in (1, 2, 40, 2000)]  # places
-  for one, two in pairs:
-    assert abs((one == two).mean() - 0.5) < 5 * 0.5 / np.sqrt(one.size)
-
-
-def test_dropout_is_the_same_on_any_number_of_devices():
-  x, key = jnp.ones(DROP_SHAPE), jax.random.key(3)
-  sharded = _drop(0.3, sharded=True)(x, key)
-  assert len(sharded.sharding.device_set) == 4
-  np.testing.assert_array_equal(sharded, _drop(0.3)(x, key))
-
-
-def test_dropout_is_off_when_not_training_or_zero():
-  x = jnp.arange(6.0)
-  np.testing.assert_array_equal(layers.Dropout(0.9).apply({}, x, train=False), x)
-  np.testing.assert_array_equal(layers.Dropout(0.0).apply({}, x, train=True), x)
-
-
 def test_a_models_dropout_follows_the_key():
   model, params = _model("survey_code", dropout=0.5), _params("survey_code")
-  run = jax.jit(lambda key: model.apply({"params": params}, jnp.asarray(_items()), jnp.ones(B, jnp.int32),
-                                        _tables(), train=True, rngs={"dropout": key})[0])
+  run = jax.jit(lambda key: model.apply(
+    {"params": params}, jnp.asarray(_items()), jnp.ones(B, jnp.int32), _tables(), train=True,
+    rngs={"dropout": key})[0])
   one, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
   np.testing.assert_array_equal(one, again)
   assert np.abs(one - other).mean() > 0.01
@@ -456,7 +407,8 @@ def test_a_models_dropout_follows_the_key():
 ])
 def test_mistakes_are_named(change, says):
   with pytest.raises(errors.UserError, match=says):
-    models.make(**{**KINDS["survey_code"], **change}, num_items=N, num_users=U, field_rows=FIELD_ROWS)
+    models.make(**{**KINDS["survey_code"], **change}, num_items=N, num_users=U,
+                field_rows=FIELD_ROWS)
 
 
 def test_none_leaves_the_variants_value():

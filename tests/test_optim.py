@@ -1,4 +1,4 @@
-"""Optimizers by path rules: what is frozen, clipped, scaled and decayed; schedules at their ends."""
+"""Optimizers by path rules: what is frozen, clipped, scaled, decayed; schedules at their ends."""
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,8 @@ def test_options_apply_to_their_leaves():
   config = _config(name="sgd", momentum=0.0, lr=0.1, weight_decay=0.5, rules=(
     ("head/bias", {"weight_decay": 0.0}), ("head/.*", {"lr_scale": 10.0})))
   _, _, updates = _steps(config)
-  for name, lr, decay in (("embed/item", 0.1, 0.5), ("head/bias", 0.1, 0.0), ("head/kernel", 1.0, 0.5)):
+  for name, lr, decay in (("embed/item", 0.1, 0.5), ("head/bias", 0.1, 0.0),
+                          ("head/kernel", 1.0, 0.5)):
     want = -lr * (_leaf(GRADS, name) + decay * _leaf(PARAMS, name))
     np.testing.assert_allclose(_leaf(updates, name), want, rtol=1e-5)
 
@@ -143,8 +144,8 @@ def test_the_rate_follows_the_schedule_step_by_step():
   schedule = optim.make_schedule(config, total_steps=10)
   for count in (1, 3, 4, 5, 8):
     _, _, updates = _steps(config, count=count)
-    np.testing.assert_allclose(updates["head"]["bias"], -schedule(count - 1) * GRADS["head"]["bias"],
-                               rtol=1e-5)
+    want = -schedule(count - 1) * GRADS["head"]["bias"]
+    np.testing.assert_allclose(updates["head"]["bias"], want, rtol=1e-5)
 
 
 # Schedules.
@@ -159,7 +160,8 @@ def test_schedules_reach_their_ends(decay, warmup, last):
     _config(lr=peak, decay=decay, warmup_steps=warmup, final_lr_scale=last), total_steps=total)
   rates = np.array([float(schedule(step)) for step in range(total + 1)])
   steps = warmup or 0
-  np.testing.assert_allclose(rates[:steps], peak * np.arange(1, steps + 1) / max(steps, 1), rtol=1e-5)
+  ramp = peak * np.arange(1, steps + 1) / max(steps, 1)
+  np.testing.assert_allclose(rates[:steps], ramp, rtol=1e-5)
   assert rates[max(steps - 1, 0)] == pytest.approx(peak, rel=1e-5)
   assert rates[steps] == pytest.approx(peak, rel=1e-5)
   assert (np.diff(rates[steps:]) <= 1e-8).all()

@@ -42,7 +42,7 @@ def test_a_state_with_its_key_is_placed():
   sharding = partition.replicated(partition.make_mesh(4))
   state = {"key": jax.random.key(3), "x": jnp.arange(5), "step": jnp.zeros((), jnp.int32)}
   placed = partition.put_state(state, sharding)
-  assert all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf in jax.tree.leaves(placed))
+  assert all(x.sharding.is_equivalent_to(sharding, x.ndim) for x in jax.tree.leaves(placed))
   np.testing.assert_array_equal(jax.random.key_data(placed["key"]),
                                 jax.random.key_data(state["key"]))
 

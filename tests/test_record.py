@@ -35,7 +35,8 @@ def test_rows_come_back(tmp_path):
 def test_resuming_drops_the_rows_that_will_be_written_again(tmp_path):
   _write_steps(tmp_path, [10, 20, 30, 40])
   _write_steps(tmp_path, [30, 40, 50], start_step=20)
-  assert [row["step"] for row in record.read_metrics(tmp_path / "metrics.jsonl")] == [10, 20, 30, 40, 50]
+  rows = record.read_metrics(tmp_path / "metrics.jsonl")
+  assert [row["step"] for row in rows] == [10, 20, 30, 40, 50]
 
 
 def test_a_half_written_last_line_is_left_out(tmp_path):

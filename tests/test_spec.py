@@ -62,7 +62,8 @@ def test_the_whole_has_no_share_of_itself():
 
 
 def test_parse_arg_keeps_types():
-  arg = spec.parse_arg("lr=2,epochs=7,big,data=tgt", lr=0.5, epochs=1, big=False, data="src", small=True)
+  arg = spec.parse_arg("lr=2,epochs=7,big,data=tgt", lr=0.5, epochs=1, big=False, data="src",
+                       small=True)
   assert arg.to_dict() == {"lr": 2.0, "epochs": 7, "big": True, "data": "tgt", "small": True}
   assert isinstance(arg.lr, float)
   for empty in (None, ""):

@@ -167,11 +167,14 @@ FIELD_ROWS = {"genre": 5, "actor": 7}
 
 @functools.cache
 def _model(kind, *, num_items=12, num_users=6):
-  extra = dict(user_width=4, fields=(("genre", 4, 1), ("actor", 4, 2))) if kind == "survey_code" else {}
+  extra = {}
+  if kind == "survey_code":
+    extra = dict(user_width=4, fields=(("genre", 4, 1), ("actor", 4, 2)))
   model = models.make("bert4rec", variant=kind, num_items=num_items, num_users=num_users,
-                      field_rows=FIELD_ROWS, num_layers=1, item_width=4, heads=2, hidden=8, max_len=5,
-                      **extra)
-  tables = {name: jnp.zeros((num_items + 2, slots), jnp.int32) for name, _, _, slots in model.fields}
+                      field_rows=FIELD_ROWS, num_layers=1, item_width=4, heads=2, hidden=8,
+                      max_len=5, **extra)
+  tables = {name: jnp.zeros((num_items + 2, slots), jnp.int32)
+            for name, _, _, slots in model.fields}
   shapes = jax.eval_shape(lambda: model.init(
     jax.random.key(0), jnp.zeros((1, 2), jnp.int32), jnp.zeros(1, jnp.int32), tables)["params"])
   return model, shapes
@@ -222,7 +225,8 @@ def test_mode_embedding_moves_user_and_attribute_tables_only():
     "user", "user_pos", "genre", "genre_pos", "actor", "actor_pos")}
   for name in set(merged) - _crossed(merged):
     np.testing.assert_array_equal(merged[name], fresh[name])
-  np.testing.assert_array_equal(merged["embed/user/embedding"], source["embed/user/embedding"][users])
+  np.testing.assert_array_equal(merged["embed/user/embedding"],
+                                source["embed/user/embedding"][users])
   np.testing.assert_array_equal(merged["embed/user_pos/embedding"],
                                 source["embed/user_pos/embedding"])
 

@@ -14,7 +14,8 @@ Pair = collections.namedtuple("Pair", "mu nu")
 
 
 def _params():
-  return {"embed": {"item": {"embedding": jnp.zeros((5, 2))}, "user": {"embedding": jnp.ones((3, 2))}},
+  return {"embed": {"item": {"embedding": jnp.zeros((5, 2))},
+                    "user": {"embedding": jnp.ones((3, 2))}},
           "head": {"bias": jnp.zeros(5), "kernel": jnp.zeros((2, 5))}}
 
 

@@ -23,7 +23,8 @@ def data():
 
 
 def test_rows_in_the_order_of_the_tables(data):
-  names = {key: rows.tolist() for key, (rows, _) in vocabulary.row_names(data, extra_tokens=2).items()}
+  found = vocabulary.row_names(data, extra_tokens=2)
+  names = {key: rows.tolist() for key, (rows, _) in found.items()}
   items = [b"i1", b"i2", b"i3", b"i4", b"i5"]
   assert names == {
     "item": [vocabulary.PAD, *items, vocabulary.MASK, b"\x01token0", b"\x01token1"],

@@ -1,0 +1,70 @@
+"""Dropout whose mask is a hash, and the gathering of positions."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recjax import partition
+from recjax.models import layers
+
+DROP_SHAPE = (64, 50, 40)
+
+
+@functools.cache
+def _drop(rate, sharded=False):
+  module = layers.Dropout(rate)
+  mesh = partition.make_mesh(4)
+  def run(x, key):
+    if sharded:
+      x = partition.constrain_rows(x, mesh)
+    return module.apply({}, x, train=True, rngs={"dropout": key})
+  return jax.jit(run)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_rate_and_the_mean(rate):
+  out = np.asarray(_drop(rate)(jnp.ones(DROP_SHAPE), jax.random.key(0)))
+  kept = out != 0
+  np.testing.assert_allclose(out[kept], 1 / (1 - rate), rtol=1e-6)
+  sigma = np.sqrt(rate * (1 - rate))
+  assert abs(kept.mean() - (1 - rate)) < 4 * sigma / np.sqrt(kept.size)
+  for axis in range(3):  # and so along every axis: no stripes
+    others = tuple(a for a in range(3) if a != axis)
+    spread = (kept.mean(others) - (1 - rate)) / (sigma / np.sqrt(kept.size / kept.shape[axis]))
+    assert np.abs(spread).max() < 5 and 0.5 < spread.std() < 1.6
+
+
+def test_dropout_masks_are_unrelated():
+  masks = [np.asarray(_drop(0.5)(jnp.ones(DROP_SHAPE), jax.random.key(k)) != 0) for k in (0, 1, 2)]
+  assert np.array_equal(masks[0], _drop(0.5)(jnp.ones(DROP_SHAPE), jax.random.key(0)) != 0)
+  flat = [m.ravel() for m in masks]
+  pairs = [(flat[0], flat[1]), (flat[1], flat[2])]  # keys
+  pairs += [(m[:-lag], m[lag:]) for m in flat[:1] for lag in (1, 2, 40, 2000)]  # places
+  for one, two in pairs:
+    assert abs((one == two).mean() - 0.5) < 5 * 0.5 / np.sqrt(one.size)
+
+
+def test_dropout_is_the_same_on_any_number_of_devices():
+  x, key = jnp.ones(DROP_SHAPE), jax.random.key(3)
+  sharded = _drop(0.3, sharded=True)(x, key)
+  assert len(sharded.sharding.device_set) == 4
+  np.testing.assert_array_equal(sharded, _drop(0.3)(x, key))
+
+
+def test_dropout_is_off_when_not_training_or_zero():
+  x = jnp.arange(6.0)
+  np.testing.assert_array_equal(layers.Dropout(0.9).apply({}, x, train=False), x)
+  np.testing.assert_array_equal(layers.Dropout(0.0).apply({}, x, train=True), x)
+
+
+def test_select_equals_indexing():
+  x = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32)
+  for shards in (1, 2, 4):
+    positions = np.random.default_rng(shards).integers(0, 4 // shards * 5, (shards, 7))
+    want = [x.reshape(shards, -1, 3)[s][positions[s]] for s in range(shards)]
+    np.testing.assert_array_equal(layers.select(jnp.asarray(x), jnp.asarray(positions)), want)
+  with pytest.raises(AssertionError, match="4 rows do not split into 3"):
+    layers.select(jnp.asarray(x), jnp.zeros((3, 1), jnp.int32))
