@@ -1,4 +1,4 @@
-"""A small BERT4Rec on the generated demo data: seconds a run, for the quick start and for trying out.
+"""A small BERT4Rec on the generated demo data: seconds a run, for the quick start and for trials.
 
 `data=src` pre-trains on the source domain, `data=tgt` tunes on the cold target. The numbers say
 nothing about real users: the data are generated so that transfer helps (configs/data/demo.py).

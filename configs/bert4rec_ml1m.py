@@ -1,8 +1,8 @@
-"""BERT4Rec on MovieLens-1M, the survey's main experiment: pre-train on one domain, tune on the other.
+"""BERT4Rec on MovieLens-1M, the survey's main experiment: pre-train on a domain, tune on another.
 
 `data=src` pre-trains on the source domain (65 epochs at full size), `data=tgt` tunes on the cold
-target (at most 10 interactions a user, 10 epochs), with the survey's sizes (SPEC 3.3: 6 layers,
-item 128, user 32, batch 256, Adam 1e-3). `size=cpu` is a smaller model for a laptop: 2 layers, item 64.
+target (at most 10 interactions a user, 10 epochs), with the survey's sizes: 6 layers, item 128,
+user 32, batch 256, Adam 1e-3. `size=cpu` is a smaller model for a laptop: 2 layers, item 64.
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DATA
     python -m recjax.train --config=configs/bert4rec_ml1m.py:data=src,size=cpu --workdir=runs/src \\
@@ -22,7 +22,8 @@ def get_config(arg=None):
   """Returns the config; see the module's docstring for `arg`."""
   arg = spec.parse_arg(arg, data="src", size="full", variant="survey_code")
   config = common.get_config()
-  config.dataset = errors.choose({"src": "ml1m_src", "tgt": "ml1m_tgt", "all": "ml1m"}, arg.data, "data")
+  names = {"src": "ml1m_src", "tgt": "ml1m_tgt", "all": "ml1m"}
+  config.dataset = errors.choose(names, arg.data, "data")
   config.model.variant = arg.variant
   config.total_epochs = {"src": 65.0, "tgt": 10.0, "all": 65.0}[arg.data]
   config.eval.every_epochs = 1.0 if arg.data == "tgt" else 5.0

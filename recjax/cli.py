@@ -71,8 +71,8 @@ def _parse_flags(argv):
     raise
   except KeyError as error:
     field = str(error.args[0]).strip("'")
-    raise errors.UserError(f"the config has no field {field!r}; its file and configs/common.py list "
-                           "the fields there are") from error
+    raise errors.UserError(f"the config has no field {field!r}; its file and configs/common.py "
+                           "list the fields there are") from error
   except (AttributeError, TypeError, ValueError, OSError, ImportError, IndexError,
           SyntaxError) as error:
     raise errors.UserError(f"in the command line's config: {error}") from error

@@ -52,7 +52,7 @@ def plan(config, params, *, extra_rules=()):
     if unknown := set(options) - set(OPTIONS):
       raise errors.UserError(f"optim.rules: {pattern!r} sets unknown options {sorted(unknown)}; "
                              f"there are {sorted(OPTIONS)}")
-  matched, rest = trees.match(params, rules, what="optim.rules:")
+  matched, rest = trees.match(params, rules, what="optim.rules and transfer.freeze:")
   chosen = {leaf: {**OPTIONS, **options} for leaf, (options, _) in matched.items()}
   return {**chosen, **{leaf: dict(OPTIONS) for leaf in rest}}
 

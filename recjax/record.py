@@ -62,7 +62,8 @@ class Recorder:
     if not active:
       return
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    kept = [row for row in read_metrics(path) if row["step"] <= start_step]
+    kept = [row for row in read_metrics(path)
+            if row["step"] <= start_step and row["split"] != "test"]  # test rows come at the end
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = path.open("a", buffering=1)
     if tensorboard:

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 
 from recjax import optim
 from recjax import partition
+from recjax import trees
 
 
 def make_apply(model, tables):
-  """Returns apply_fn(params, items, users, positions, rng) -> scores, the model as objectives see it.
+  """Returns apply_fn(params, items, users, positions, rng) -> scores, as objectives call a model.
 
   Args:
     model: a linen module of `recjax.models`.
@@ -22,7 +23,8 @@ def make_apply(model, tables):
   return apply_fn
 
 
-def make_train_steps(*, apply_fn, objective, tx, sample, mesh, micro_batches, shards, capacity):
+def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_batches, shards,
+                     capacity):
   """Returns the compiled `(state, resident, count) -> (state, sums)` that takes `count` steps.
 
   The state is donated. `count` is traced: any number of steps runs the same program, and running
@@ -34,12 +36,15 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, micro_batches, sh
     tx: optimizer of `recjax.optim`.
     sample: of `recjax.data.batches`.
     mesh: of `recjax.partition`; rows of a batch are split over its data axis.
+    trainable: {leaf name: bool}; the backward pass leaves frozen leaves out.
     micro_batches: how many parts of the batch are differentiated one after the other; gradients of
       the sum are added up, so that the result is that of the whole batch.
     shards: runs of rows of a micro-batch whose labels are gathered apart.
     capacity: room for labels in a shard.
   """
   def loss_sum(params, inputs, rng):
+    params = trees.map_names(
+      lambda leaf, x: x if trainable[leaf] else jax.lax.stop_gradient(x), params)
     loss, weight, metrics = objective.loss(
       apply_fn, params, inputs, shards=shards, capacity=capacity, rng=rng)
     return loss, (weight, metrics)

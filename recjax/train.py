@@ -118,7 +118,7 @@ def train_and_evaluate(config, workdir):
     params, crossing = transfer_from(config.transfer, params, exp, trainable)
   schedule = optim.make_schedule(config.optim, total_steps=total_steps, **duration)
   tx = optim.make(config.optim, params, schedule=schedule, plan=optim_plan)
-  train_steps = make_steps(config, exp, tx, resident)
+  train_steps = make_steps(config, exp, tx, resident, trainable)
 
   # From here on the run writes: what a user can get wrong was checked above.
   results.start(workdir, config, crossing, resuming=resuming, write=partition.is_first())
@@ -248,7 +248,7 @@ def transfer_from(config, params, exp, trainable):
   return merged, report
 
 
-def make_steps(config, exp, tx, resident):
+def make_steps(config, exp, tx, resident, trainable):
   """Returns the jitted train steps of the run; see `step.make_train_steps`."""
   batch, shards = config.batch_size, exp.mesh.devices.size
   micro = config.micro_batch or batch
@@ -262,7 +262,7 @@ def make_steps(config, exp, tx, resident):
   room = objectives.losses.capacity(*exp.objective.label_statistics(lengths), rows=micro // shards)
   return step_lib.make_train_steps(
     apply_fn=exp.apply_fn, objective=exp.objective, tx=tx, sample=sample, mesh=exp.mesh,
-    micro_batches=batch // micro, shards=shards, capacity=room)
+    trainable=trainable, micro_batches=batch // micro, shards=shards, capacity=room)
 
 
 def announce(recorder, exp, params, trainable, crossing, step):

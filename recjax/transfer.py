@@ -46,7 +46,8 @@ def make_plan(target_shapes, source_shapes, rules, *, row_tables, target_rows, s
     source_rows: {vocabulary: Rows} of the source; rows it never trained match nothing.
 
   Raises:
-    UserError: a rule that decides no leaf, a source leaf that does not exist, or a shape mismatch.
+    UserError: a rule that decides no leaf, a source leaf that does not exist, a shape mismatch, or
+      a table none of whose rows is known by name.
   """
   matched, _ = trees.match(target_shapes, rules, what="transfer rule")
   target = trees.flatten(target_shapes)
@@ -71,6 +72,9 @@ def make_plan(target_shapes, source_shapes, rules, *, row_tables, target_rows, s
         continue
     if _rest(array.shape, axis, rows) != _rest(theirs, axis, rows):
       problems.append(f"{leaf} is {tuple(array.shape)}, {source} is {theirs}")
+      continue
+    if rows is not None and not np.any(rows >= 0):  # Would pass for a transfer and carry nothing.
+      problems.append(f"{leaf}: no {vocabulary} of the source has an external id known here")
       continue
     plan.append(Entry(leaf, source, tuple(array.shape), vocabulary, axis, rows))
   if problems:

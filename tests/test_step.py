@@ -15,6 +15,7 @@ from recjax import optim
 from recjax import partition
 from recjax import state as state_lib
 from recjax import step
+from recjax import trees
 from recjax.data import batches
 from recjax.data import sequences
 from recjax.models import layers
@@ -66,13 +67,15 @@ def _setup(devices=1, micro_batches=1, rate=0.0, objective="masked_item", window
   resident = batches.resident(_data())
   lengths = np.minimum(resident["end"] - resident["begin"], T)
   config = ml_collections.ConfigDict({**OPTIM, **optim_fields, "rules": rules})
+  plan = optim.plan(config, _params())
   tx = optim.make(config, _params(), schedule=optim.make_schedule(config, total_steps=100),
-                  plan=optim.plan(config, _params()))
+                  plan=plan)
   rows = batch_size // micro_batches // devices
   run = step.make_train_steps(
     apply_fn=functools.partial(_apply, rate=rate), objective=objective, tx=tx, mesh=mesh,
     sample=batches.make_sampler(num_users=USERS, batch_size=batch_size, length=T,
                                 window=objective.window),
+    trainable={leaf: not options["freeze"] for leaf, options in plan.items()},
     micro_batches=micro_batches, shards=devices,
     capacity=objectives.losses.capacity(*objective.label_statistics(lengths), rows=rows))
   everywhere = partition.replicated(mesh)
@@ -144,7 +147,8 @@ def test_every_step_and_part_draws_anew(parts):
   nobody = lambda resident, rng, step: {"users": jnp.zeros(B, int), "items": jnp.zeros((B, 1), int)}
   run = step.make_train_steps(
     apply_fn=None, objective=_Draws(), tx=tx, sample=nobody, mesh=partition.make_mesh(1),
-    micro_batches=parts, shards=1, capacity=1)
+    trainable=dict.fromkeys(trees.flatten(_params()), True), micro_batches=parts, shards=1,
+    capacity=1)
   state, drawn = state_lib.create(jax.tree.map(jnp.asarray, _params()), tx, 0), []
   for _ in range(4):
     state, sums = run(state, {"pool": jnp.zeros(1, int)}, np.int32(1))
@@ -248,6 +252,15 @@ def test_frozen_leaves_stay_bit_for_bit(clip_norm):
   params, _ = _train(5, rules=rules, clip_norm=clip_norm, name="adam", weight_decay=0.1)
   for name, before in _params().items():
     assert np.array_equal(params[name], before) == (name in ("item", "head")), name
+
+
+def test_the_gradient_norm_is_that_of_the_trained_leaves():
+  rules = (("item|head", ml_collections.FrozenConfigDict({"freeze": True})),)
+  norms = []
+  for chosen in ((), rules):
+    start, run, resident = _setup(rules=chosen)
+    norms.append(float(run(start(), resident, np.int32(1))[1]["grad_norm"]))
+  assert 0 < norms[1] < 0.99 * norms[0]
 
 
 def test_predictions_are_the_same_on_any_number_of_devices():

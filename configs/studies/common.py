@@ -1,4 +1,4 @@
-"""The study of the survey's Section 4: transfer mode x pre-training task, for any model and data."""
+"""The study of the survey's Section 4: transfer mode x pre-training task, for any model."""
 
 import ml_collections
 

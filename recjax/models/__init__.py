@@ -4,6 +4,7 @@ from recjax import errors
 from recjax.models import bert4rec
 from recjax.models import layers
 from recjax.models import sasrec
+from recjax.models import transformer
 
 MODELS = {"bert4rec": bert4rec.BERT4Rec, "sasrec": sasrec.SASRec}
 VARIANTS = {"bert4rec": bert4rec.VARIANTS, "sasrec": sasrec.VARIANTS}
@@ -27,6 +28,10 @@ def make(name, *, variant, num_items, num_users, field_rows, fields=(), **overri
   variants = errors.choose(VARIANTS, name, "model.name")
   values = dict(errors.choose(variants, variant, "model.variant"))
   values.update({key: value for key, value in overrides.items() if value is not None})
+  for field, *_ in fields:
+    if not field.isidentifier() or field in ("item", "user") or hasattr(
+        transformer.SequenceEmbed, field):
+      raise errors.UserError(f"model.fields: {field!r} cannot name a table; rename the attribute")
   full = tuple((field, errors.choose(field_rows, field, "model.fields"), width, slots)
                for field, width, slots in fields)
   try:

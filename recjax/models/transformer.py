@@ -8,9 +8,9 @@ padding therefore changes nothing.
 
 import functools
 import math
+import re
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from recjax.models import layers
@@ -28,7 +28,7 @@ class SequenceEmbed(nn.Module):
   max_len: int
   item_width: int
   user_width: int  # 0: no user embedding
-  fields: tuple = ()  # (name, rows, width): attribute tables, ids 1..rows
+  fields: tuple = ()  # (name, rows, width, slots): attribute tables, ids 1..rows
   extra_tokens: int = 0  # rows after MASK, for CLS and SEP
   segments: int = 0  # token-type rows, 0: none
   norm: bool = False  # layer norm after the sum, as Devlin et al. 2019
@@ -46,7 +46,8 @@ class SequenceEmbed(nn.Module):
       self.user = layers.RowTable(self.num_users, self.user_width, self.initializer, self.dtype)
       self.user_pos = position(self.user_width)
     if self.segments:
-      self.segment = nn.Embed(self.segments, self.item_width, embedding_init=start, dtype=self.dtype)
+      self.segment = nn.Embed(self.segments, self.item_width, embedding_init=start,
+                              dtype=self.dtype)
     for field, rows, width, _ in self.fields:
       setattr(self, field, layers.RowTable(rows, width, self.initializer, self.dtype))
       setattr(self, f"{field}_pos", position(width))
@@ -96,7 +97,8 @@ class Attention(nn.Module):
   def __call__(self, x, mask, *, train):
     batch, length, width = x.shape
     assert width % self.heads == 0, f"width {width} does not split into {self.heads} heads"
-    project = functools.partial(layers.dense, initializer=self.initializer, fan_in=width, dtype=self.dtype)
+    project = functools.partial(
+      layers.dense, initializer=self.initializer, fan_in=width, dtype=self.dtype)
     qkv = project(3 * width, name="qkv")(x)
     query, key, value = jnp.moveaxis(
       qkv.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)  # [B, T, H, d]
@@ -119,9 +121,10 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x, *, train):
     width = x.shape[-1]
-    hidden = layers.dense(self.hidden, initializer=self.initializer, fan_in=width, name="up", dtype=self.dtype)(x)
-    hidden = layers.Dropout(self.dropout)(layers.ACTIVATIONS[self.act](hidden), train=train)
-    return layers.dense(width, initializer=self.initializer, fan_in=self.hidden, name="down", dtype=self.dtype)(hidden)
+    project = functools.partial(layers.dense, initializer=self.initializer, dtype=self.dtype)
+    hidden = layers.ACTIVATIONS[self.act](project(self.hidden, fan_in=width, name="up")(x))
+    hidden = layers.Dropout(self.dropout)(hidden, train=train)
+    return project(width, fan_in=self.hidden, name="down")(hidden)
 
 
 class Block(nn.Module):
@@ -139,10 +142,11 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, mask, *, train):
-    attend = lambda y: Attention(self.heads, self.attention_dropout, self.initializer, self.dtype,
-                                 name="attention")(y, mask, train=train)
-    feed = lambda y: FeedForward(self.hidden, self.act, self.hidden_dropout, self.initializer, self.dtype,
-                                 name="mlp")(y, train=train)
+    start = dict(initializer=self.initializer, dtype=self.dtype)
+    attend = lambda y: Attention(self.heads, self.attention_dropout, **start, name="attention")(
+      y, mask, train=train)
+    feed = lambda y: FeedForward(self.hidden, self.act, self.hidden_dropout, **start, name="mlp")(
+      y, train=train)
     for name, part in (("attention_norm", attend), ("mlp_norm", feed)):
       norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
       drop = layers.Dropout(self.dropout)
@@ -154,7 +158,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-  """A stack of blocks over non-padding positions, each attending to all or, if causal, to the past."""
+  """Blocks over non-padding positions, each attending to all of them or, if causal, to the past."""
   num_layers: int
   block: dict
   causal: bool = False
@@ -265,9 +269,9 @@ class SequenceTransformer(nn.Module):
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode (survey, Section 4.3), or None for an unknown mode.
 
-    "embedding" carries the user and attribute tables with their positions; "model" all but the head.
+    "embedding" carries user and attribute tables with their positions, "model" all but the head.
     """
-    names = ["user"] * bool(self.user_width) + [field for field, *_ in self.fields]
+    names = ["user"] * bool(self.user_width) + [re.escape(field) for field, *_ in self.fields]
     tables = "|".join(f"{name}|{name}_pos" for name in names)
     return {
       "none": (),
