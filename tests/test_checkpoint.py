@@ -161,15 +161,20 @@ def test_no_half_written_step_is_ever_visible(tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import os, pathlib, signal, sys, threading
 sys.path[:0] = [{root!r}, {tests!r}]
 import conftest, test_checkpoint as t
 from recjax import checkpoint
 checkpoints = checkpoint.Checkpoints({workdir!r})
 t._save(checkpoints, t._state(1, size=1_000_000))
 checkpoints.wait()
+def kill_in_mid_write():
+  while all(p.name == "1" for p in pathlib.Path({workdir!r}, "checkpoints").iterdir()):
+    pass
+  os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=kill_in_mid_write).start()
 t._save(checkpoints, t._state(2, size=1_000_000))
-os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.wait()
 """
 
 
