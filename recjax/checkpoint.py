@@ -71,19 +71,20 @@ class Checkpoints:
     self._policy = _Keep(max(keep, 2))
     self._manager = _manager(self._root, self._policy)
 
-  def save(self, state, *, rows, config, host, best_step):
+  def save(self, state, *, rows, data, config, host, best_step):
     """Starts saving `state` as its step; returns once the arrays are copied, not yet written.
 
     Args:
       state: a TrainState.
       rows: {vocabulary: Rows}.
+      data: JSON-able identity of the data set.
       config: the run's config as a JSON-able dict.
       host: JSON-able dict of everything else that a resumed run needs.
       best_step: the step to keep beside the newest, or None.
     """
     step = int(state.step)
     content = _content(state, rows)
-    meta = {"step": step, "config": config, "host": host,
+    meta = {"step": step, "config": config, "host": host, "data": data,
             "digests": {name: _digests(tree) for name, tree in content.items()},
             "shapes": {name: _describe(content[name]) for name in ("params", "rows")}}
     text = json.dumps(meta)
@@ -105,7 +106,7 @@ class Checkpoints:
     """Returns the steps on disk, newest first; among them damaged ones, until they are read."""
     return sorted(self._manager.all_steps(read=True), reverse=True)
 
-  def restore_latest(self, abstract, *, rows, report):
+  def restore_latest(self, abstract, *, rows, data, report):
     """Returns (state, host) of the newest sound checkpoint, or None where there is none.
 
     Damaged ones are reported and moved out of the way, so that their step can be written again.
@@ -113,6 +114,7 @@ class Checkpoints:
     Args:
       abstract: a TrainState of ShapeDtypeStructs with shardings.
       rows: {vocabulary: Rows} of the data now, which must be those that were saved.
+      data: identity of the data set now, likewise.
       report: called with a line for every damaged checkpoint.
 
     Raises:
@@ -121,7 +123,7 @@ class Checkpoints:
     for step in self.steps():
       found = damage = None
       try:
-        found = self._restore(step, abstract, rows)
+        found = self._restore(step, abstract, rows, data)
       except CorruptError as error:
         damage = str(error)
       if not _on_any_process(damage is not None):
@@ -148,7 +150,7 @@ class Checkpoints:
         "other has its parameters: remove this folder, and the same command trains again"
       ) from error
 
-  def _restore(self, step, abstract, rows):
+  def _restore(self, step, abstract, rows, data):
     meta = _read_meta(self._manager, step)
     mine, theirs = _describe(abstract.params), meta["shapes"]["params"]
     if mine != theirs:
@@ -157,9 +159,12 @@ class Checkpoints:
         f"{self._root}/{step} holds another model: names "
         f"{trees.describe_difference(mine, theirs)}; shapes {', '.join(changed) or 'equal'}; "
         "use another --workdir for another config")
+    changed = [key for key in data if data[key] != meta["data"].get(key)]
     if _digests(_row_tables(rows)) != meta["digests"]["rows"]:
+      changed.append("names of rows")
+    if changed:
       raise errors.UserError(
-        f"{self._root}/{step} was trained on other data (the names of its rows differ); prepare "
+        f"{self._root}/{step} was trained on other data ({', '.join(changed)} differ); prepare "
         "the data as they were, or use another --workdir")
     want = {"params": abstract.params, "opt_state": abstract.opt_state,
             "rng": _key_data(abstract.rng), "rows": _abstract(meta["shapes"]["rows"])}

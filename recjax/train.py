@@ -124,12 +124,13 @@ def train_and_evaluate(config, workdir):
   results.start(workdir, config, crossing, resuming=resuming, write=partition.is_first())
   checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
   everywhere = partition.replicated(exp.mesh)
-  state, progress = state_lib.create(params, tx, config.seed), Progress()
+  state, progress, rows = state_lib.create(params, tx, config.seed), Progress(), exp.rows()
   found = None
   if resuming:
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
-    found = checkpoints.restore_latest(abstract, rows=exp.rows(), report=record.warn)
+    found = checkpoints.restore_latest(abstract, rows=rows, data=exp.data.identity(),
+                                       report=record.warn)
     if found is None and config.transfer.checkpoint:  # All damaged: start as the first time.
       params, crossing = transfer_from(config.transfer, params, exp, trainable)
       state = state_lib.create(params, tx, config.seed)
@@ -151,7 +152,7 @@ def train_and_evaluate(config, workdir):
 
   def save():
     progress.train_s += clock.lap("train")
-    checkpoints.save(state, rows=exp.rows(), config=results.plain(config),
+    checkpoints.save(state, rows=rows, data=exp.data.identity(), config=results.plain(config),
                      best_step=progress.best_step, host=dataclasses.asdict(progress))
 
   # The loop: groups of steps that end where something is due, waited for a few groups later.

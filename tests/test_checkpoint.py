@@ -21,6 +21,7 @@ from recjax import state as state_lib
 # Unread results of tensorstore that failed, as it should here, are reported when they are freed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
+DATA = {"name": "small", "interactions": 12}
 ROWS = {"item": checkpoint.Rows(np.array([b"\x01pad", b"i1", b"item 2"]),
                                 np.array([True, True, False])),
         "user": checkpoint.Rows(np.array([b"u7"]), np.array([True]))}
@@ -49,13 +50,15 @@ def _abstract(devices=4, size=24):
 
 
 def _save(checkpoints, state, *, best=1):
-  checkpoints.save(state, rows=ROWS, config={"seed": 3}, host=HOST, best_step=best)
+  checkpoints.save(state, rows=ROWS, data=DATA, config={"seed": 3}, host=HOST,
+                   best_step=best)
 
 
 def _restore(workdir, **kwargs):
   """Returns (step or None, state, host, warnings)."""
   checkpoints, said = checkpoint.Checkpoints(workdir), []
-  found = checkpoints.restore_latest(_abstract(**kwargs), rows=ROWS, report=said.append)
+  found = checkpoints.restore_latest(
+    _abstract(**kwargs), rows=ROWS, data=DATA, report=said.append)
   checkpoints.close()
   state, host = found or (None, None)
   return None if found is None else int(state.step), state, host, said
@@ -283,10 +286,13 @@ def test_damaged_best_is_a_users_error(copied):
 def test_another_model_and_other_data_are_no_damage(copied):
   checkpoints = checkpoint.Checkpoints(copied)
   with pytest.raises(errors.UserError, match="another model.*embed/item"):
-    checkpoints.restore_latest(_abstract(size=25), rows=ROWS, report=pytest.fail)
+    checkpoints.restore_latest(_abstract(size=25), rows=ROWS, data=DATA, report=pytest.fail)
   changed = dict(ROWS, user=checkpoint.Rows(np.array([b"u8"]), np.array([True])))
   with pytest.raises(errors.UserError, match="other data"):
-    checkpoints.restore_latest(_abstract(), rows=changed, report=pytest.fail)
+    checkpoints.restore_latest(_abstract(), rows=changed, data=DATA, report=pytest.fail)
+  with pytest.raises(errors.UserError, match=r"other data \(interactions differ\)"):
+    checkpoints.restore_latest(
+      _abstract(), rows=ROWS, data={**DATA, "interactions": 13}, report=pytest.fail)
   assert _steps(copied) == ["1", "2"]
 
 

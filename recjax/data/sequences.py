@@ -67,6 +67,11 @@ class Dataset:
     """Returns N: items are numbered 1..N, those of other domains included."""
     return len(self.item_ids) - 1
 
+  def identity(self):
+    """Returns what tells this data set from another of the same name, as a JSON-able dict."""
+    keys = ("name", "version", "raw_sha256", "interactions", "split")
+    return {key: self.manifest.get(key) for key in keys}
+
   def span(self, split):
     """Returns (begin, end) int64 [U + 1]: the absolute rows of every user in `split`."""
     part = self.splits[:, SPLITS.index(split)].astype(np.int64)
