@@ -246,8 +246,11 @@ def test_retry(machine, codes, code, runs):
 def test_retry_forwards_signals_and_waits(machine, number):
   machine.command("saver", "#!/usr/bin/env bash\ntrap 'sleep 0.5; echo saved; exit 75' TERM\n"
                   "echo ready\nwhile :; do sleep 0.05; done\n")
+  # A suite that was itself started in the background ignores SIGINT, and bash cannot trap what it
+  # inherits as ignored.
   process = subprocess.Popen(["bash", LAUNCH / "retry.sh", "saver"], env=machine.environment,
-                             stdout=subprocess.PIPE, text=True)
+                             stdout=subprocess.PIPE, text=True,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
   assert process.stdout.readline() == "ready\n"
   process.send_signal(number)
   output, _ = process.communicate(timeout=20)

@@ -96,7 +96,7 @@ def _shapes(*, num_items, num_users, field_rows=(), **values):
 
 @pytest.mark.parametrize("heads", [1, 2, 8])
 def test_parameters_of_bert4rec_vae(heads):
-  # SPEC 3.3 (9): (N+2)H + T H + L (12 H^2 + 13 H) + H (N+1) + (N+1).
+  # (N+2)H + T H + L (12 H^2 + 13 H) + H (N+1) + (N+1).
   _, shapes = _shapes(name="bert4rec", variant="survey_code", num_items=3706, num_users=6040,
                       user_width=0, item_width=256, num_layers=2, heads=heads, hidden=1024)
   assert trees.count(shapes) == 3_507_067

@@ -2,10 +2,10 @@
 
 Grid: transfer {none, embedding, model} x pre-training task {next item, masked item}, without
 metadata, fine-tuned on the target domain with the next-item task (the survey is silent about that
-one). Expect small gains, and `none` around popularity under uniform100_global (SPEC 0.6).
+one). Expect gains of a point at most, and `none` around popularity under uniform100_global.
 
 Full size: the survey's model, five seeds with a pre-training each, 35 runs, for a GPU or TPU.
-`:cpu`: a two-layer model, pre-trained once a task and fine-tuned with five seeds, 27 runs, TIME on
+`:cpu`: a two-layer model, pre-trained once a task and fine-tuned with five seeds, 27 runs, an hour on
 two CPU cores.
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DIR
