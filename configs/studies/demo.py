@@ -2,7 +2,7 @@
 
 Grid: transfer {none, embedding, model} x pre-training task {next item, masked item}. The data are
 generated so that transfer helps (configs/data/demo.py): the report shows that everything works, not
-how good a method is. 17 runs, TIME on two CPU cores.
+how good a method is. 17 runs, two minutes on two CPU cores.
 
     python -m recjax.study --config=configs/studies/demo.py --workdir=W --config.data_dir=DIR
 """
