@@ -64,12 +64,11 @@ class Experiment:
     return [f"{protocol}/{metric}" for protocol in ranking.PROTOCOLS for metric in metrics]
 
 
-def build(config, *, data=None):
+def build(config):
   """Returns the Experiment of `config`, reading its data set from `config.data_dir`."""
-  if data is None:
-    if not config.data_dir:
-      raise errors.UserError("--config.data_dir is required: the folder that recjax.prepare wrote")
-    data = sequences.load(config.data_dir, config.dataset)
+  if not config.data_dir:
+    raise errors.UserError("--config.data_dir is required: the folder that recjax.prepare wrote")
+  data = sequences.load(config.data_dir, config.dataset)
   mesh = partition.make_mesh(config.num_devices)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data)})

@@ -36,3 +36,11 @@ def raw_dir():
   if not (folder / "ml-1m").is_dir():
     pytest.skip(f"real data not found in {folder}; set RECJAX_RAW_DIR")
   return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+  """Drops what a file compiled: garbage collection slows down with thousands of programs."""
+  yield
+  if "jax" in sys.modules:
+    sys.modules["jax"].clear_caches()
