@@ -15,8 +15,9 @@ UNITS = ("steps", "epochs", "examples", "percent")
 def steps(config, name, *, batch_size=None, examples=None, total=None, default=None):
   """Returns the duration `name` of `config` in steps.
 
-  Exactly one of the fields NAME_steps, NAME_epochs, NAME_examples, NAME_percent may be set (None or
-  a missing field is unset); fractions round up, so that a positive duration is at least one step.
+  Exactly one of the fields NAME_steps, NAME_epochs, NAME_examples, NAME_percent may be set; None, -1
+  (which a command line can say) or a missing field is unset. Fractions round up, so that a positive
+  duration is at least one step.
 
   Args:
     config: a mapping with the duration fields.
@@ -26,12 +27,13 @@ def steps(config, name, *, batch_size=None, examples=None, total=None, default=N
     total: steps of the whole run (needed by percent).
     default: returned where no field is set; without one that is an error.
   """
-  given = [u for u in UNITS if config.get(f"{name}_{u}") is not None]
+  given = [u for u in UNITS if config.get(f"{name}_{u}") not in (None, -1)]
   if not given and default is not None:
     return default
   fields = ", ".join(f"{name}_{unit}" for unit in UNITS)
   if len(given) != 1:
-    raise errors.UserError(f"set exactly one of {fields} (set: {', '.join(given) or 'none'})")
+    raise errors.UserError(f"set exactly one of {fields} (set: {', '.join(given) or 'none'}; -1 "
+                           "unsets one)")
   unit, value = given[0], config[f"{name}_{given[0]}"]
   if (isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
       or value < 0):

@@ -248,9 +248,11 @@ def test_retry_forwards_signals_and_waits(machine, number):
                   "echo ready\nwhile :; do sleep 0.05; done\n")
   # A suite that was itself started in the background ignores SIGINT, and bash cannot trap what it
   # inherits as ignored.
-  process = subprocess.Popen(["bash", LAUNCH / "retry.sh", "saver"], env=machine.environment,
-                             stdout=subprocess.PIPE, text=True,
-                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+  restored = ("import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+              "os.execvp(sys.argv[1], sys.argv[1:])")
+  process = subprocess.Popen(
+    [sys.executable, "-c", restored, "bash", LAUNCH / "retry.sh", "saver"],
+    env=machine.environment, stdout=subprocess.PIPE, text=True)
   assert process.stdout.readline() == "ready\n"
   process.send_signal(number)
   output, _ = process.communicate(timeout=20)

@@ -50,7 +50,12 @@ def test_placeholders_are_unset():
   assert spec.steps(config, "every", **DURATION) == 6
 
 
-@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "3", True])
+def test_minus_one_unsets_a_duration():
+  assert spec.steps({"x_epochs": -1.0, "x_steps": 7}, "x", **DURATION) == 7
+  assert spec.steps({"x_epochs": -1}, "x", **DURATION, default=3) == 3
+
+
+@pytest.mark.parametrize("value", [-2, math.nan, math.inf, "3", True])
 def test_durations_are_finite_numbers(value):
   with pytest.raises(errors.UserError, match="total_steps"):
     spec.steps({"total_steps": value}, "total")
