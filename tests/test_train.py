@@ -112,12 +112,13 @@ def test_transfer_is_not_repeated_on_resume(tmp_path, monkeypatch):
   source = pathlib.Path(shutil.copytree(tiny.source(), tmp_path / "source"))
   fields = {"transfer.checkpoint": str(source), "transfer.mode": "model", "total_steps": 8}
   workdir = tiny.interrupted(tmp_path, at=6, **fields)
+  same = {"transfer.checkpoint": str(tiny.source()), "transfer.mode": "model", "total_steps": 8}
+  wanted = tiny.state(tiny.finished("tgt", *same.items()))
   shutil.rmtree(source)
   monkeypatch.setattr(train, "transfer_from", lambda *_: pytest.fail("transferred again"))
   moved = {**fields, "transfer.checkpoint": str(tmp_path / "elsewhere" / tmp_path.name / "source")}
   train.train_and_evaluate(tiny.config(**moved), workdir)
-  same = {"transfer.checkpoint": str(tiny.source()), "transfer.mode": "model", "total_steps": 8}
-  for name, x in tiny.state(tiny.finished("tgt", *same.items())).items():
+  for name, x in wanted.items():
     assert np.array_equal(x, tiny.state(workdir)[name])
   assert (workdir / "restore_report.json").exists()
 
