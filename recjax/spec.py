@@ -15,9 +15,9 @@ UNITS = ("steps", "epochs", "examples", "percent")
 def steps(config, name, *, batch_size=None, examples=None, total=None, default=None):
   """Returns the duration `name` of `config` in steps.
 
-  Exactly one of the fields NAME_steps, NAME_epochs, NAME_examples, NAME_percent may be set; None, -1
-  (which a command line can say) or a missing field is unset. Fractions round up, so that a positive
-  duration is at least one step.
+  Exactly one of the fields NAME_steps, NAME_epochs, NAME_examples, NAME_percent may be set; None,
+  -1 (which a command line can say) or a missing field is unset. Fractions round up, so that a
+  positive duration is at least one step.
 
   Args:
     config: a mapping with the duration fields.

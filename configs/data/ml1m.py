@@ -71,7 +71,7 @@ def get_config(arg=None):
   )
   config.notes = (
     "ml1m_tgt has 5,811 evaluated users and 80,649 interactions. The survey's 5,810 (and 80,634) "
-    "arise because its released target file lost the last user, 6040, who was never flushed; "
+    "arise because its released target file lacks the last user, 6040, apparently never flushed; "
     "--config.datasets.ml1m_tgt.legacy_drop_last_user=true reproduces them.",
   )
   return config

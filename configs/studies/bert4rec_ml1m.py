@@ -5,8 +5,8 @@ metadata, fine-tuned on the target domain with the next-item task (the survey is
 one). Expect gains of a point at most, and `none` around popularity under uniform100_global.
 
 Full size: the survey's model, five seeds with a pre-training each, 35 runs, for a GPU or TPU.
-`:cpu`: a two-layer model, pre-trained once a task and fine-tuned with five seeds, 27 runs, an hour on
-two CPU cores.
+`:cpu`: a two-layer model, pre-trained once a task and fine-tuned with five seeds, 27 runs, an hour
+on two CPU cores.
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DIR
     python -m recjax.study --config=configs/studies/bert4rec_ml1m.py:cpu \\
