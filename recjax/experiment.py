@@ -10,7 +10,7 @@ import numpy as np
 from recjax import checkpoint, errors, models, objectives, partition, trees
 from recjax import step as step_lib
 from recjax.data import batches, sequences, vocabulary
-from recjax.evaluators import ranking
+from recjax.evaluators import metrics, ranking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,15 @@ class Experiment:
     used = {name for name, _ in self.model.row_tables().values()}
     return {name: checkpoint.Rows(*names[name]) for name in sorted(used)}
 
+  @property
+  def room(self):
+    """Returns how many past items fit the model; a MASK takes one position."""
+    return self.model.max_len - (0 if self.objective.causal else 1)
+
   def history_length(self, *splits):
     """Returns how many past items the model reads at most, from users' longest joint `splits`."""
     longest = int(sum(self.data.lengths(split) for split in splits).max())
-    room = self.model.max_len - (0 if self.objective.causal else 1)  # MASK takes a position
-    return max(min(longest, room), 1)
+    return max(min(longest, self.room), 1)
 
   def ranking(self, split, *, contexts, protocols):
     """Returns the evaluator of `split` that `config.eval` describes."""
@@ -60,8 +64,8 @@ class Experiment:
 
   def metric_names(self):
     """Returns every "PROTOCOL/METRIC" that `config.eval.metric` may name."""
-    metrics = [f"{name}@{k}" for name in ("ndcg", "recall") for k in self.config.eval.ks] + ["mrr"]
-    return [f"{protocol}/{metric}" for protocol in ranking.PROTOCOLS for metric in metrics]
+    return [f"{protocol}/{metric}" for protocol in ranking.PROTOCOLS
+            for metric in metrics.names(self.config.eval.ks)]
 
 
 def build(config):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from recjax import cli, errors, experiment, partition
+from recjax import cli, errors, experiment, partition, record
 
 FLAGS = flags.FLAGS
 
@@ -37,7 +37,7 @@ class Recommender:
     exp, self._params, _ = experiment.restore(workdir, step=step, data_dir=data_dir)
     devices = exp.mesh.devices.size
     self._exp, self._batch = exp, -(-batch_size // devices) * devices
-    self._length = exp.model.max_len - (0 if exp.objective.causal else 1)
+    self._length = exp.room
     allowed = np.array(exp.data.in_domain)
     allowed[0] = False
     self._names = [name.decode() for name in np.asarray(exp.data.item_ids)]
@@ -131,11 +131,9 @@ def main(argv):
   partition.enable_compilation_cache()
   recommender = Recommender(FLAGS.workdir, step=FLAGS.step, data_dir=FLAGS.data_dir)
   items, scores, unknown = recommender.recommend(histories, users=users, k=FLAGS.k)
-  draft = f"{FLAGS.output}.{os.getpid()}.tmp"
-  with open(draft, "w", encoding="utf-8") as file:
-    for user, ids, values in zip(users, items, scores, strict=True):
-      file.write(json.dumps({"user": user, "items": ids, "scores": values}) + "\n")
-  os.replace(draft, FLAGS.output)
+  record.write_text(FLAGS.output, "".join(
+    json.dumps({"user": user, "items": ids, "scores": values}) + "\n"
+    for user, ids, values in zip(users, items, scores, strict=True)))
   print(f"{len(items)} histories -> {FLAGS.output}", file=sys.stderr)
   if unknown:
     print(f"warning: {unknown} history items are unknown to the run and were left out",

@@ -115,14 +115,13 @@ def evaluate(exp, ranking, params, workdir, *, write, split="test", name=None):
     _save_arrays(pathlib.Path(workdir) / f"per_user_{name or split}.npz", users=found.users,
                  external_users=np.asarray(exp.data.user_ids)[found.users], **flat)
   manifest = exp.data.manifest
-  keys = ("name", "title", "generated", "users", "items", "interactions", "mean_train_length",
-          "evaluated_users", "raw_sha256", "version")
+  keys = ("title", "generated", "users", "items", "mean_train_length", "evaluated_users")
   return {
     "run": {"name": pathlib.Path(workdir).name, "seed": config.seed, "model": config.model.name,
             "variant": config.model.variant, "objective": config.objective.name,
             "transfer_mode": config.transfer.mode if config.transfer.checkpoint else "none",
             "batch_size": config.batch_size, "jax": jax.__version__},
-    "data": {key: manifest.get(key) for key in keys},
+    "data": {**exp.data.identity(), **{key: manifest.get(key) for key in keys}},
     "context": first, split: means[first], "contexts": means,
     "popularity": popular.means()[first], "chance": chance.means()[first]}
 

@@ -37,7 +37,6 @@ REQUIRED = ("title", "seeds", "runs", "rows", "baseline")
 STUDY_FIELDS = (*REQUIRED, "data_dir", "prepare", "overrides", "comparisons", "headline",
                 "published", "bootstrap_draws", "notes")
 RUN_FIELDS = ("config", "overrides", "source", "mode", "seeds", "source_seeds")
-DATA_KEYS = ("raw_sha256", "interactions", "version")
 _ABSENT = "absent"
 
 
@@ -168,7 +167,7 @@ def _data_changes(job):
     return []
   before, now = report_lib.read_json(job.folder / "report.json")["data"], report_lib.read_json(path)
   return [f"{key} of the data set {job.config.dataset!r} was {before[key]!r}, is now {now[key]!r}"
-          for key in DATA_KEYS if key in before and key in now and before[key] != now[key]]
+          for key in sequences.IDENTITY if key in before and key in now and before[key] != now[key]]
 
 
 def _check_run(name, run, config):

@@ -124,13 +124,14 @@ def train_and_evaluate(config, workdir):
   results.start(workdir, config, crossing, resuming=resuming, write=partition.is_first())
   checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
   everywhere = partition.replicated(exp.mesh)
-  state, progress, rows = state_lib.create(params, tx, config.seed), Progress(), exp.rows()
+  state, progress = state_lib.create(params, tx, config.seed), Progress()
+  origin = {"rows": exp.rows(), "data": exp.data.identity()}
+  stored_config = results.plain(config)
   found = None
   if resuming:
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
-    found = checkpoints.restore_latest(abstract, rows=rows, data=exp.data.identity(),
-                                       report=record.warn)
+    found = checkpoints.restore_latest(abstract, **origin, report=record.warn)
     if found is None and config.transfer.checkpoint:  # All damaged: start as the first time.
       params, crossing = transfer_from(config.transfer, params, exp, trainable)
       state = state_lib.create(params, tx, config.seed)
@@ -152,8 +153,8 @@ def train_and_evaluate(config, workdir):
 
   def save():
     progress.train_s += clock.lap("train")
-    checkpoints.save(state, rows=rows, data=exp.data.identity(), config=results.plain(config),
-                     best_step=progress.best_step, host=dataclasses.asdict(progress))
+    checkpoints.save(state, **origin, config=stored_config, best_step=progress.best_step,
+                     host=dataclasses.asdict(progress))
 
   # The loop: groups of steps that end where something is due, waited for a few groups later.
   waiting, first_step, group = collections.deque(), step, 1

@@ -44,3 +44,13 @@ def _forget_programs():
   yield
   if "jax" in sys.modules:
     sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture(scope="module")
+def compile_quickly():
+  """For files whose time is compilation and whose programs are tiny."""
+  import jax  # Not at the top: many files need no jax.
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)

@@ -20,12 +20,7 @@ MASK = N + 1
 POOL = np.arange(1, N + 1, 2, dtype=np.int32)  # the domain: odd items
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def _make(name, **kw):

@@ -29,6 +29,7 @@ from recjax import errors
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
+IDENTITY = ("name", "version", "raw_sha256", "interactions", "split")  # manifest keys
 ARRAYS = ("user_ids", "item_ids", "in_domain", "offsets", "items", "times", "splits")
 
 
@@ -69,8 +70,7 @@ class Dataset:
 
   def identity(self):
     """Returns what tells this data set from another of the same name, as a JSON-able dict."""
-    keys = ("name", "version", "raw_sha256", "interactions", "split")
-    return {key: self.manifest.get(key) for key in keys}
+    return {key: self.manifest.get(key) for key in IDENTITY}
 
   def span(self, split):
     """Returns (begin, end) int64 [U + 1]: the absolute rows of every user in `split`."""

@@ -12,9 +12,13 @@ import numpy as np
 
 def compute(greater, equal, mask, ks):
   """Returns {"ndcg@k": [n], "recall@k": [n] for each k, "mrr": [n]}, float64."""
-  values = {f"ndcg@{k}": ndcg(greater, equal, mask, k) for k in ks}
-  values.update({f"recall@{k}": recall(greater, equal, mask, k) for k in ks})
-  return values | {"mrr": mrr(greater, equal, mask)}
+  values = [metric(greater, equal, mask, k) for metric in (ndcg, recall) for k in ks]
+  return dict(zip(names(ks), [*values, mrr(greater, equal, mask)], strict=True))
+
+
+def names(ks):
+  """Returns the names of what `compute` returns, in its order."""
+  return [f"{name}@{k}" for name in ("ndcg", "recall") for k in ks] + ["mrr"]
 
 
 def ndcg(greater, equal, mask, k):
