@@ -20,8 +20,8 @@ def evaluate(workdir, *, step=None, split="test", data_dir=None):
   partition.enable_compilation_cache()
   exp, params, reader = experiment.restore(workdir, step=step, data_dir=data_dir)
   name = f"{split}_{reader.step}"
-  ranking = results.make_ranking(exp, split)
-  report = results.evaluate(exp, ranking, params, workdir, write=partition.is_first(),
+  evaluator = results.make_evaluator(exp, split)
+  report = results.evaluate(exp, evaluator, params, workdir, write=partition.is_first(),
                             split=split, name=name)
   report["run"].update(step=reader.step, parameters=trees.count(params))
   if partition.is_first():

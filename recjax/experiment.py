@@ -23,14 +23,13 @@ class Experiment:
   objective: object
   tables: dict  # {field: attribute ids} on the devices
   apply_fn: object
-  predict: object  # (params, users, histories) -> scores, for its caller to jit
+  predict: object  # (params, users, histories, ...) -> scores, for its caller to jit
 
   def init_params(self, seed):
     """Returns freshly started parameters as a nested dict on the host's default device."""
-    items = jnp.zeros((1, min(self.model.max_len, 2)), jnp.int32)
     tables = {name: jnp.asarray(np.asarray(x)) for name, x in self.tables.items()}
-    users = jnp.zeros(1, jnp.int32)
-    init = jax.jit(lambda key: self.model.init(key, items, users, tables)["params"])
+    inputs = self.model.example_inputs()
+    init = jax.jit(lambda key: self.model.init(key, **inputs, tables=tables)["params"])
     return init(jax.random.key(seed))
 
   def rows(self):
@@ -41,17 +40,24 @@ class Experiment:
 
   @property
   def room(self):
-    """Returns how many past items fit the model; a MASK takes one position."""
-    return self.model.max_len - (0 if self.objective.causal else 1)
+    """Returns how many past items fit the model."""
+    return self.objective.room(self.model.max_len)
 
   def history_length(self, *splits):
     """Returns how many past items the model reads at most, from users' longest joint `splits`."""
     longest = int(sum(self.data.lengths(split) for split in splits).max())
     return max(min(longest, self.room), 1)
 
-  def ranking(self, split, *, contexts, protocols):
-    """Returns the evaluator of `split` that `config.eval` describes."""
+  def evaluator(self, split, *, contexts, protocols=None):
+    """Returns the evaluator of `split` that `config.eval` describes.
+
+    Args:
+      split: val or test.
+      contexts: what the model sees of a user.
+      protocols: of `config.eval.protocols`; None is all of them.
+    """
     config = self.config.eval
+    protocols = tuple(protocols or config.protocols)
     devices = self.mesh.devices.size
     seen = ("train", "val") if "train+val" in contexts else ("train",)
     return ranking.Ranking(
@@ -77,7 +83,7 @@ def build(config):
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data)})
   objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items,
-                              model_is_causal=model.causal)
+                              known=model.objectives)
   tables = batches.attribute_tables(
     data, [(name, width, slots) for name, _, width, slots in model.fields],
     extra_tokens=model.extra_tokens)

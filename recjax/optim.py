@@ -79,6 +79,11 @@ def make(config, params, *, schedule, plan):
                      per_group)
 
 
+def none():
+  """Returns the transformation that changes nothing and keeps nothing."""
+  return optax.set_to_zero()
+
+
 def apply_updates(params, updates):
   """Returns params + updates."""
   return optax.apply_updates(params, updates)

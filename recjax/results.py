@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from recjax import errors, record
-from recjax.evaluators import popularity
+from recjax.evaluators import metrics
 
+HEADLINE = ("ndcg@10", "recall@10", "mrr")
 # Where things run and what they print: nothing that changes a run's numbers.
 INCIDENTAL = ("data_dir", "log", "checkpoint", "num_devices")
 
@@ -83,18 +84,18 @@ def start(workdir, config, crossing, *, resuming, write):
     (workdir / "restore_report.json").unlink(missing_ok=True)
 
 
-def make_ranking(exp, split):
+def make_evaluator(exp, split):
   """Returns the evaluator that reports on `split`, with all that `config.eval` asks for."""
   contexts = tuple(exp.config.eval.contexts) if split == "test" else ("train",)
-  return exp.ranking(split, contexts=contexts, protocols=tuple(exp.config.eval.protocols))
+  return exp.evaluator(split, contexts=contexts)
 
 
-def evaluate(exp, ranking, params, workdir, *, write, split="test", name=None):
+def evaluate(exp, evaluator, params, workdir, *, write, split="test", name=None):
   """Returns the report of `params` on `split` and writes the per-user values beside it.
 
   Args:
     exp: an Experiment.
-    ranking: of `make_ranking` for `split`.
+    evaluator: of `make_evaluator` for `split`.
     params: its parameters.
     workdir: the run's folder.
     write: whether this process writes.
@@ -103,14 +104,16 @@ def evaluate(exp, ranking, params, workdir, *, write, split="test", name=None):
   """
   config = exp.config
   try:
-    found = ranking.run(exp.predict, params)
+    found = evaluator.run(exp.predict, params)
   except FloatingPointError as error:
     raise errors.UserError(f"{workdir}: the parameters are no good: {error}") from error
-  popular, chance = popularity.popularity(ranking, exp.data), popularity.chance(ranking, exp.data)
-  means, first = found.means(), ranking.contexts[0]
+  references = evaluator.references()
+  means, first = found.means(), evaluator.contexts[0]
+  # The references see no history, so that one context says all; nobody tests against chance.
   flat = {**found.flat(),
-          **{f"popularity/{name.split('/', 1)[1]}": values
-             for name, values in popular.flat().items() if name.startswith(f"{first}/")}}
+          **{f"{reference}/{name.split('/', 1)[1]}": values
+             for reference, theirs in references.items() if reference != "chance"
+             for name, values in theirs.flat().items() if name.startswith(f"{first}/")}}
   if write:
     _save_arrays(pathlib.Path(workdir) / f"per_user_{name or split}.npz", users=found.users,
                  external_users=np.asarray(exp.data.user_ids)[found.users], **flat)
@@ -122,8 +125,8 @@ def evaluate(exp, ranking, params, workdir, *, write, split="test", name=None):
             "transfer_mode": config.transfer.mode if config.transfer.checkpoint else "none",
             "batch_size": config.batch_size, "jax": jax.__version__},
     "data": {**exp.data.identity(), **{key: manifest.get(key) for key in keys}},
-    "context": first, split: means[first], "contexts": means,
-    "popularity": popular.means()[first], "chance": chance.means()[first]}
+    "context": first, split: means[first], "contexts": means, "references": list(references),
+    **{reference: theirs.means()[first] for reference, theirs in references.items()}}
 
 
 def finish(workdir, report, *, write):
@@ -134,18 +137,20 @@ def finish(workdir, report, *, write):
 
 
 def summary(report, split="test"):
-  """Returns the report's headline numbers as a printable table, in percent."""
+  """Returns the report's headline numbers as a printable table, shares in percent."""
   lines = []
   if report["data"]["generated"]:
     lines.append("GENERATED data")
-  lines.append(f"{'protocol (context ' + report['context'] + ')':<34}{'row':<12}{'NDCG@10':>9}"
-               f"{'Recall@10':>11}{'MRR':>8}")
-  for protocol in report[split]:
-    for row in (split, "popularity", "chance"):
-      values = report[row][protocol]
+  for protocol, values in report[split].items():
+    shown = [m for m in HEADLINE if m in values] or list(values)
+    lines.append(f"{protocol + ', context ' + report['context']:<34}{'':<16}"
+                 + "".join(f"{m:>11}" for m in shown))
+    for row in (split, *report["references"]):
       label = report["run"]["model"] if row == split else row
-      cells = [100 * values.get(m, float("nan")) for m in ("ndcg@10", "recall@10", "mrr")]
-      lines.append(f"{protocol:<34}{label:<12}{cells[0]:>9.2f}{cells[1]:>11.2f}{cells[2]:>8.2f}")
+      cells = [report[row][protocol][m] for m in shown]
+      cells = [f"{v:>11.4f}" if metrics.is_error(m) else f"{100 * v:>11.2f}"
+               for m, v in zip(shown, cells, strict=True)]
+      lines.append(f"{'':<34}{label:<16}" + "".join(cells))
   return "\n".join(lines)
 
 

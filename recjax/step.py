@@ -9,15 +9,18 @@ from recjax import trees
 
 
 def make_apply(model, tables):
-  """Returns apply_fn(params, items, users, positions, rng) -> scores, as objectives call a model.
+  """Returns apply_fn(params, inputs, rng, **where) -> scores, as objectives call a model.
+
+  `inputs` are the model's arguments by name, [B, ...] each; `rng` is the key of dropout, None
+  without; `where` says at which positions and for which candidates the model is to score.
 
   Args:
-    model: a linen module of `recjax.models`.
+    model: of `recjax.models`.
     tables: {field: int32 [tokens, slots]} on the devices.
   """
-  def apply_fn(params, items, users, positions, rng):
+  def apply_fn(params, inputs, rng, **where):
     rngs = None if rng is None else {"dropout": rng}
-    scores, _ = model.apply({"params": params}, items, users, tables, positions=positions,
+    scores, _ = model.apply({"params": params}, **inputs, **where, tables=tables,
                             train=rng is not None, rngs=rngs)
     return scores
   return apply_fn
@@ -60,7 +63,7 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
     now = lambda rng: jax.random.fold_in(rng, state.step)
     # The sampler folds in epoch and step itself: an epoch's order is one permutation for its steps.
     batch = partition.constrain_rows(sample(resident, sample_rng, state.step), mesh)
-    inputs = objective.prepare(now(prepare_rng), batch, resident["pool"])
+    inputs = objective.prepare(now(prepare_rng), batch, resident)
     grads, sums = _accumulate(differentiate, state.params, inputs, now(dropout_rng),
                               micro_batches)
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1), grads)
@@ -81,10 +84,13 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
 
 
 def make_predict(apply_fn, objective, mesh):
-  """Returns predict(params, users [B], histories [B, T]) -> float32 scores [B, N + 1]."""
-  def predict(params, users, histories):
-    users, histories = partition.constrain_rows((users, histories), mesh)
-    return objective.predict(apply_fn, params, users, histories)
+  """Returns predict(params, users [B], histories [B, T], ...) -> what `objective` predicts.
+
+  That is float32 scores [B, N + 1], or ratings; the further arrays are those that
+  `objective.predict` asks for.
+  """
+  def predict(params, *arrays):
+    return objective.predict(apply_fn, params, *partition.constrain_rows(arrays, mesh))
   return predict
 
 

@@ -35,6 +35,7 @@ from recjax import clock as clock_lib
 from recjax import state as state_lib
 from recjax import step as step_lib
 from recjax.data import batches
+from recjax.evaluators import metrics
 
 FLAGS = flags.FLAGS
 IN_FLIGHT = 2  # dispatches not waited for; simulated devices abort with many more
@@ -59,9 +60,10 @@ class Progress:
     for name, value in sums.items():
       self.sums[name] = self.sums.get(name, 0) + value
 
-  def update(self, step, value, patience):
+  def update(self, step, value, patience, *, smaller=False):
     """Returns whether `value` is the best so far; asks to stop after `patience` that are not."""
-    if self.best_value is None or value > self.best_value:
+    better = lambda a, b: a < b if smaller else a > b
+    if self.best_value is None or better(value, self.best_value):
       self.best_step, self.best_value, self.worse = step, value, 0
       return True
     self.worse += 1
@@ -87,7 +89,12 @@ def train_and_evaluate(config, workdir):
 
   # Data, model, durations.
   exp = experiment.build(config)
-  resident = batches.resident(exp.data, min_length=exp.objective.min_length)
+  if not exp.objective.trains:
+    return fit(config, workdir, exp, clock)
+  window = exp.model.max_len + exp.objective.extra_columns
+  resident = batches.resident(
+    exp.data, min_length=exp.objective.min_length, columns=exp.objective.columns,
+    slide=window if exp.objective.slide else None)
   duration = dict(batch_size=config.batch_size, examples=len(resident["users"]))
   total_steps = spec.steps(config, "total", **duration)
   def every(name, default):
@@ -98,9 +105,10 @@ def train_and_evaluate(config, workdir):
   # Both evaluators before training, so that a mistake in config.eval does not wait for its end.
   if config.eval.metric not in (known := exp.metric_names()):
     raise errors.UserError(f"eval.metric is {config.eval.metric!r}; there are {', '.join(known)}")
-  validation = exp.ranking("val", contexts=("train",),
-                           protocols=(config.eval.metric.split("/")[0],))
-  test = results.make_ranking(exp, "test")
+  validation = exp.evaluator("val", contexts=("train",),
+                             protocols=(config.eval.metric.split("/")[0],))
+  test = results.make_evaluator(exp, "test")
+  smaller = metrics.is_error(config.eval.metric)
 
   # Parameters, what crosses from a source run, optimizer.
   resuming = checkpoint.has_checkpoint(workdir)
@@ -185,7 +193,7 @@ def train_and_evaluate(config, workdir):
         with clock.measure("evaluate"):
           value = validate(recorder, step, validation, exp.predict, state.params,
                            config.eval.metric)
-        improved = progress.update(step, value, config.eval.patience)
+        improved = progress.update(step, value, config.eval.patience, smaller=smaller)
       if improved or progress.stopped or at["checkpoint"] or leave:
         save()
       if leave and step < total_steps and not progress.stopped:
@@ -208,11 +216,7 @@ def train_and_evaluate(config, workdir):
     best_validation=progress.best_value, stopped=progress.stopped, parameters=trees.count(params),
     trained_parameters=sum(int(np.prod(x.shape)) for leaf, x in trees.flatten(params).items()
                            if trainable[leaf]))
-  report["speed"] = {
-    "examples_per_s": progress.examples / max(progress.train_s, 1e-9), "train_s": progress.train_s,
-    "compile_s": clock.total("compile"), "evaluate_s": clock.total("evaluate"),
-    "wall_s": clock.wall(), "peak_memory_gb": partition.peak_memory_gb(),
-    "devices": exp.mesh.devices.size, "platform": jax.devices()[0].platform}
+  report["speed"] = speed(exp, clock, examples=progress.examples, train_s=progress.train_s)
   for context, table in report["contexts"].items():
     for protocol, values in table.items():
       recorder.write(step, "test", {f"{context}/{protocol}/{m}": v for m, v in values.items()})
@@ -220,6 +224,38 @@ def train_and_evaluate(config, workdir):
   recorder.close()
   results.finish(workdir, report, write=partition.is_first())
   return report
+
+
+def fit(config, workdir, exp, clock):
+  """Returns the report of a model that is computed from the data at once, without steps."""
+  if config.transfer.checkpoint:
+    raise errors.UserError(f"model.name={config.model.name} is not trained; it takes no transfer")
+  test = results.make_evaluator(exp, "test")
+  results.start(workdir, config, None, resuming=False, write=partition.is_first())
+  with clock.measure("train"):
+    params = exp.init_params(config.seed)
+  state = partition.put_state(state_lib.create(params, optim.none(), config.seed),
+                              partition.replicated(exp.mesh))
+  checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
+  checkpoints.save(state, rows=exp.rows(), data=exp.data.identity(), config=results.plain(config),
+                   best_step=0, host={})
+  checkpoints.wait()
+  checkpoints.close()
+  with clock.measure("evaluate"):
+    report = results.evaluate(exp, test, state.params, workdir, write=partition.is_first())
+  report["run"].update(steps=0, total_steps=0, best_step=0, parameters=trees.count(params),
+                       trained_parameters=0)
+  report["speed"] = speed(exp, clock, examples=0, train_s=clock.total("train"))
+  results.finish(workdir, report, write=partition.is_first())
+  return report
+
+
+def speed(exp, clock, *, examples, train_s):
+  """Returns the report's account of time and memory."""
+  return {"examples_per_s": examples / max(train_s, 1e-9), "train_s": train_s,
+          "compile_s": clock.total("compile"), "evaluate_s": clock.total("evaluate"),
+          "wall_s": clock.wall(), "peak_memory_gb": partition.peak_memory_gb(),
+          "devices": exp.mesh.devices.size, "platform": jax.devices()[0].platform}
 
 
 def transfer_from(config, params, exp, trainable):
@@ -319,10 +355,10 @@ def log(recorder, step, clock, progress, schedule):
   sums.clear()
 
 
-def validate(recorder, step, ranking, predict, params, metric):
+def validate(recorder, step, evaluator, predict, params, metric):
   """Writes the validation metrics of `params` and returns the deciding one."""
   try:
-    means = ranking.run(predict, params).means()["train"]
+    means = evaluator.run(predict, params).means()["train"]
   except FloatingPointError as error:  # Finite parameters whose scores overflow.
     raise errors.UserError(f"training diverged by step {step}: {error}. Lower optim.lr or set "
                            "optim.clip_norm, in a new --workdir") from error

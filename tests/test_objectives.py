@@ -14,17 +14,19 @@ from recjax import objectives
 from recjax import step
 from recjax.data import batches
 from recjax.objectives import losses
+from recjax.objectives import next_item
 
 N, T, B = 40, 10, 8
 MASK = N + 1
 POOL = np.arange(1, N + 1, 2, dtype=np.int32)  # the domain: odd items
+RESIDENT = {"pool": POOL}
 
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def _make(name, **kw):
-  return objectives.make(name, num_items=N, model_is_causal=name == "causal_next_item", **kw)
+  return objectives.make(name, num_items=N, known=(name,), **kw)
 
 
 def _batch(rows=B, width=T, seed=0):
@@ -43,7 +45,7 @@ def masked():
   """Many masked items: (original items, prepared inputs)."""
   objective = _make("masked_item")
   batch = _batch(4000, 30)
-  out = jax.jit(objective.prepare)(jax.random.key(0), batch, POOL)
+  out = jax.jit(objective.prepare)(jax.random.key(0), batch, RESIDENT)
   return batch["items"], jax.tree.map(np.asarray, out)
 
 
@@ -79,7 +81,7 @@ def test_eighty_ten_ten(masked):
 
 def test_masks_follow_the_key():
   prepare = jax.jit(_make("masked_item").prepare)
-  one, again, other = (prepare(jax.random.key(k), _batch(), POOL)["items"] for k in (0, 0, 1))
+  one, again, other = (prepare(jax.random.key(k), _batch(), RESIDENT)["items"] for k in (0, 0, 1))
   np.testing.assert_array_equal(one, again)
   assert (one != other).any()
 
@@ -87,7 +89,7 @@ def test_masks_follow_the_key():
 def test_shares_come_from_the_config():
   objective = _make("masked_item", masked_item=dict(rate=1.0, mask_share=0.0, random_share=1.0))
   batch = _batch(200)
-  out = objective.prepare(jax.random.key(0), batch, POOL)
+  out = objective.prepare(jax.random.key(0), batch, RESIDENT)
   np.testing.assert_array_equal(out["labels"], batch["items"])
   assert np.isin(out["items"][batch["items"] > 0], POOL).all()
 
@@ -98,7 +100,7 @@ def test_shares_come_from_the_config():
 def test_the_target_of_a_prefix_is_replaced_by_mask():
   batch = _batch()
   batch["items"][0] = 7  # the target occurs elsewhere: only its own place is hidden
-  out = jax.tree.map(np.asarray, _make("next_item").prepare(None, batch, POOL))
+  out = jax.tree.map(np.asarray, _make("next_item").prepare(None, batch, RESIDENT))
   real = batch["items"][:, -1] > 0
   assert real.sum() == B - 1
   np.testing.assert_array_equal(out["items"][:, -1], np.where(real, MASK, 0))
@@ -115,7 +117,7 @@ def test_next_items_follow_uniform_prefixes():
   resident = jax.tree.map(jnp.asarray, batches.resident(data, min_length=objective.min_length))
   sample = batches.make_sampler(num_users=1, batch_size=1, length=n, window=objective.window)
   rng = jax.random.key(0)
-  run = jax.jit(jax.vmap(lambda s: objective.prepare(rng, sample(resident, rng, s), POOL)))
+  run = jax.jit(jax.vmap(lambda s: objective.prepare(rng, sample(resident, rng, s), RESIDENT)))
   out = jax.tree.map(lambda x: np.asarray(x)[:, 0], run(jnp.arange(draws)))
   targets = out["labels"][:, -1]
   counts = np.bincount(targets, minlength=n + 1)
@@ -128,7 +130,7 @@ def test_next_items_follow_uniform_prefixes():
 
 def test_causal_labels_are_the_shifted_inputs():
   batch = _batch(width=T + 1)
-  out = jax.tree.map(np.asarray, _make("causal_next_item").prepare(None, batch, POOL))
+  out = jax.tree.map(np.asarray, _make("causal_next_item").prepare(None, batch, RESIDENT))
   assert out["items"].shape == out["labels"].shape == (B, T)
   np.testing.assert_array_equal(out["items"], batch["items"][:, :-1])
   real = out["items"] > 0
@@ -163,7 +165,7 @@ def test_large_scores_stay_finite():
 @pytest.mark.parametrize("shards", [1, 2, 4])
 def test_labeled_positions_find_every_label_once(shards):
   labels = _make("masked_item", masked_item=dict(rate=0.4)).prepare(
-    jax.random.key(1), _batch(), POOL)["labels"]
+    jax.random.key(1), _batch(), RESIDENT)["labels"]
   flat = np.asarray(labels).reshape(shards, -1)
   room = int((flat > 0).sum(1).max())
   for capacity in (room, room + 5):
@@ -193,7 +195,7 @@ def _model(causal):
 
 def _plain_loss(apply_fn, params, inputs):
   """Scores all positions and sums the labeled ones: the three-line version."""
-  scores = apply_fn(params, inputs["items"], inputs["users"], None, None)
+  scores = apply_fn(params, {name: inputs[name] for name in ("items", "users")}, None)
   logp = jax.nn.log_softmax(scores)
   picked = jnp.take_along_axis(logp, inputs["labels"][..., None], -1)[..., 0]
   return -jnp.sum(jnp.where(inputs["labels"] > 0, picked, 0))
@@ -202,8 +204,8 @@ def _plain_loss(apply_fn, params, inputs):
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_gathering_the_labels_changes_neither_loss_nor_gradient(name):
   objective = _make(name, masked_item=dict(rate=0.4))
-  apply_fn, params = _model(objective.causal)
-  inputs = objective.prepare(jax.random.key(2), _batch(width=T + objective.extra_columns), POOL)
+  apply_fn, params = _model(isinstance(objective, next_item.CausalNextItem))
+  inputs = objective.prepare(jax.random.key(2), _batch(width=T + objective.extra_columns), RESIDENT)
   lengths = np.full(B, T)
   def gathered(p, shards):
     room = losses.capacity(*objective.label_statistics(lengths), rows=B // shards)
@@ -227,12 +229,12 @@ def test_gathering_the_labels_changes_neither_loss_nor_gradient(name):
 def test_unlabeled_positions_do_not_count():
   """Any scores may stand where there is no label."""
   objective = _make("masked_item")
-  inputs = objective.prepare(jax.random.key(3), _batch(), POOL)
+  inputs = objective.prepare(jax.random.key(3), _batch(), RESIDENT)
   everything = np.random.default_rng(0).normal(size=(B, T, N + 1)).astype(np.float32)
   changed = everything + 100 * np.random.default_rng(1).normal(size=everything.shape) * (
     np.asarray(inputs["labels"]) == 0)[..., None]
   def loss(scores):
-    apply_fn = lambda params, items, users, positions, rng: jnp.take_along_axis(
+    apply_fn = lambda params, inputs, rng, positions: jnp.take_along_axis(
       jnp.asarray(scores, jnp.float32).reshape(2, -1, N + 1), positions[..., None], 1)
     return objective.loss(apply_fn, None, inputs, shards=2, capacity=B * T // 2, rng=None)[0]
   assert loss(everything) == loss(changed) > 0
@@ -261,7 +263,7 @@ def test_a_long_row_among_short_ones_finds_room(rows):
   lengths = np.array([3] * 9999 + [200])
   for objective in (_make("causal_next_item"), _make("masked_item")):
     room = losses.capacity(*objective.label_statistics(lengths), rows=rows)
-    share = 1 if objective.causal else objective.rate
+    share = getattr(objective, "rate", 1)
     assert room >= share * 199 + (rows - 1) * share * 2
 
 
@@ -278,14 +280,14 @@ def test_room_is_exact_where_labels_are():
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_predictions_are_the_scores_after_the_last_item(name):
   objective = _make(name)
-  apply_fn, params = _model(objective.causal)
+  apply_fn, params = _model(isinstance(objective, next_item.CausalNextItem))
   batch = _batch()
   items = batch["items"]
-  if not objective.causal:
+  if not isinstance(objective, next_item.CausalNextItem):
     items = np.concatenate([items, np.full((B, 1), MASK, np.int32)], 1)
   scores, want = jax.jit(lambda p: (
     objective.predict(apply_fn, p, batch["users"], batch["items"]),
-    apply_fn(p, items, batch["users"], None, None)[:, -1]))(params)
+    apply_fn(p, {"items": items, "users": batch["users"]}, None)[:, -1]))(params)
   assert scores.shape == (B, N + 1) and scores.dtype == jnp.float32
   np.testing.assert_allclose(scores, want, atol=1e-5)
 
@@ -293,13 +295,18 @@ def test_predictions_are_the_scores_after_the_last_item(name):
 # What people write.
 
 
-def test_objective_and_model_must_see_alike():
-  with pytest.raises(errors.UserError, match="bidirectional model; choose masked_item or next_it"):
-    objectives.make("causal_next_item", num_items=N, model_is_causal=False)
-  with pytest.raises(errors.UserError, match="a causal model; choose causal_next_item"):
-    objectives.make("masked_item", num_items=N, model_is_causal=True)
+def test_objective_and_model_must_fit():
+  known = models.MODELS["bert4rec"].objectives
+  with pytest.raises(errors.UserError, match="does not fit this model; choose masked_item or next"):
+    objectives.make("causal_next_item", num_items=N, known=known)
+  with pytest.raises(errors.UserError, match="does not fit this model; choose causal_next_item"):
+    objectives.make("masked_item", num_items=N, known=models.MODELS["sasrec"].objectives)
+  with pytest.raises(errors.UserError, match="masked_item has no field 'rat'; there are rate"):
+    objectives.make("masked_item", num_items=N, known=known, masked_item=dict(rat=0.2))
+  with pytest.raises(errors.UserError, match="unknown field 'msked_item'"):
+    objectives.make("masked_item", num_items=N, known=known, msked_item=dict(rate=0.2))
   with pytest.raises(errors.UserError, match="'mlm'.*masked_item, next_item, causal_next_item"):
-    objectives.make("mlm", num_items=N, model_is_causal=True)
+    objectives.make("mlm", num_items=N, known=known)
 
 
 def test_windows_are_the_objectives_own_unless_set():

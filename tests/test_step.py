@@ -48,8 +48,9 @@ def _params():
           "head": fill(W, N + 1)}
 
 
-def _apply(params, items, users, positions, rng, *, rate):
+def _apply(params, inputs, rng, positions=None, *, rate):
   """A model in five lines: the steps must not care."""
+  items, users = inputs["items"], inputs["users"]
   x = (params["item"][items] + params["user"][users][:, None]) * (items > 0)[..., None]
   x = jnp.tanh((x + x.mean(1, keepdims=True)) @ params["mix"])
   if rate:
@@ -62,7 +63,7 @@ def _setup(devices=1, micro_batches=1, rate=0.0, objective="masked_item", window
            rules=(), **optim_fields):
   """Returns (start() -> state, train_steps, resident)."""
   mesh = partition.make_mesh(devices)
-  objective = objectives.make(objective, num_items=N, model_is_causal=False, window=window,
+  objective = objectives.make(objective, num_items=N, known=(objective,), window=window,
                               masked_item=dict(rate=0.4))
   resident = batches.resident(_data())
   lengths = np.minimum(resident["end"] - resident["begin"], T)
@@ -198,10 +199,10 @@ def test_a_real_model_agrees_over_devices_with_dropout():
     mesh = partition.make_mesh(devices)
     def run(params, items, users, mesh=mesh):
       items, users = partition.constrain_rows((items, users), mesh)
-      return apply_fn(params, items, users, None, jax.random.key(7))
+      return apply_fn(params, {"items": items, "users": users}, jax.random.key(7))
     scores.append(jax.jit(run)(params, items, users))
   np.testing.assert_allclose(*scores, atol=1e-5)
-  assert np.abs(scores[0] - apply_fn(params, items, users, None, None)).max() > 0.1
+  assert np.abs(scores[0] - apply_fn(params, {"items": items, "users": users}, None)).max() > 0.1
 
 
 def test_a_step_follows_the_gradient_of_the_mean():
@@ -214,7 +215,7 @@ def test_a_step_follows_the_gradient_of_the_mean():
   @jax.value_and_grad
   def mean_loss(p):
     items = np.concatenate([rows[:, :-1], np.full((USERS, 1), N + 1)], 1)
-    scores = _apply(p, items, np.arange(1, USERS + 1), None, None, rate=0)[:, -1]
+    scores = _apply(p, {"items": items, "users": np.arange(1, USERS + 1)}, None, rate=0)[:, -1]
     return -jnp.mean(jax.nn.log_softmax(scores)[np.arange(USERS), rows[:, -1]])
   loss, grads = mean_loss(_params())
   np.testing.assert_allclose(sums["loss"] / sums["weight"], loss, rtol=1e-5)
@@ -264,7 +265,7 @@ def test_the_gradient_norm_is_that_of_the_trained_leaves():
 
 
 def test_predictions_are_the_same_on_any_number_of_devices():
-  objective = objectives.make("masked_item", num_items=N, model_is_causal=False)
+  objective = objectives.make("masked_item", num_items=N, known=("masked_item",))
   rng = np.random.default_rng(2)
   users, histories = rng.integers(0, USERS, B), rng.integers(0, N + 1, (B, T)).astype(np.int32)
   scores = []

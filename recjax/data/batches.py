@@ -10,17 +10,20 @@ ROUNDS = 8
 WINDOWS = ("last", "prefix", "random")
 
 
-def resident(data, *, split="train", min_length=1):
+def resident(data, *, split="train", min_length=1, slide=None, columns=()):
   """Returns the host arrays that batches are sampled from.
 
   Args:
     data: `sequences.Dataset`.
     split: whose interactions are trained on.
     min_length: users with fewer are left out.
+    slide: every window of so many items is an example (a shorter user gives one). None: every user
+      is one, whole.
+    columns: "ratings" adds what users gave.
 
   Returns:
-    {"items" int32 [R], "users" int32 [n], "begin" and "end" [n] rows of each user, "pool" int32 [M]
-    the domain's item ids}. Row numbers are int32 while they fit.
+    {"items" int32 [R], "users" int32 [n], "begin" and "end" [n] rows of each example, "pool" int32
+    [M] the domain's item ids}; "ratings" float32 [R]. Row numbers are int32 while they fit.
   """
   begin, end = data.span(split)
   users = np.flatnonzero(end - begin >= min_length)
@@ -29,17 +32,29 @@ def resident(data, *, split="train", min_length=1):
   if len(data.items) >= 2**31:
     raise errors.UserError(f"data set {data.name!r}: {len(data.items)} rows do not fit int32 rows "
                            "on a device; shard it by users")
-  return {"items": np.asarray(data.items), "users": users.astype(np.int32),
-          "begin": begin[users].astype(np.int32), "end": end[users].astype(np.int32),
-          "pool": np.flatnonzero(data.in_domain).astype(np.int32)}
+  begin, end = begin[users], end[users]
+  if slide is not None:
+    count = np.maximum(end - begin - slide, 0) + 1
+    back = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    users, begin, end = np.repeat(users, count), np.repeat(begin, count), (
+      np.repeat(end, count) - back)
+    begin = np.maximum(begin, end - slide)
+  arrays = {"items": np.asarray(data.items), "users": users.astype(np.int32),
+            "begin": begin.astype(np.int32), "end": end.astype(np.int32),
+            "pool": np.flatnonzero(data.in_domain).astype(np.int32)}
+  if "ratings" in columns:
+    if data.ratings is None:
+      raise errors.UserError(f"data set {data.name!r} has no ratings")
+    arrays["ratings"] = np.asarray(data.ratings, np.float32)
+  return arrays
 
 
 def make_sampler(*, num_users, batch_size, length, window):
   """Returns sample(resident, rng, step) -> batch, to be called inside jit.
 
-  Every epoch visits each of the `num_users` users once, in an order of its own; the last batch of
+  Every epoch visits each of the `num_users` examples once, in an order of its own; the last batch of
   an epoch is filled up with rows of user 0 and padding. The batch is {"items" int32 [B, length]
-  left-padded, "users" int32 [B]}.
+  left-padded, "users" int32 [B]}, and "ratings" float32 [B, length] where they are resident.
 
   Windows: "last" ends at a user's last item; "prefix" at the k-th, k uniform over 3..n (shorter
   sequences: over n alone), as the survey's next-item task; "random" at a uniform end among those
@@ -63,8 +78,9 @@ def make_sampler(*, num_users, batch_size, length, window):
     real = slot < num_users
     index = end[:, None] - length + jnp.arange(length)
     inside = (index >= begin[:, None]) & real[:, None]
-    items = jnp.where(inside, tables["items"][jnp.maximum(index, 0)], 0)
-    return {"items": items, "users": jnp.where(real, tables["users"][row], 0)}
+    take = lambda name: jnp.where(inside, tables[name][jnp.maximum(index, 0)], 0)
+    return {"users": jnp.where(real, tables["users"][row], 0),
+            **{name: take(name) for name in ("items", "ratings") if name in tables}}
 
   return sample
 

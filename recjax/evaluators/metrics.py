@@ -21,6 +21,11 @@ def names(ks):
   return [f"{name}@{k}" for name in ("ndcg", "recall") for k in ks] + ["mrr"]
 
 
+def is_error(metric):
+  """Returns whether a metric measures errors: smaller is better, and it is no share."""
+  return metric.endswith(("rmse", "mae", "mse"))
+
+
 def ndcg(greater, equal, mask, k):
   """Returns NDCG@k [n]: binary gains, discount 1 / log2(rank + 1), ideal over min(k, positives)."""
   gains = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(k) + 2))])

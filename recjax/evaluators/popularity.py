@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.evaluators import ranking as ranking_lib
+from recjax.evaluators import values as values_lib
 
 
 def popularity(ranking, data):
@@ -25,7 +25,7 @@ def _run(ranking, item_scores):
   # Neither row looks at the history, so one context stands for all.
   first = ranking.run(_score, item_scores, contexts=ranking.contexts[:1])
   values = first.values[ranking.contexts[0]]
-  return ranking_lib.Results(first.users, {context: values for context in ranking.contexts})
+  return values_lib.Results(first.users, {context: values for context in ranking.contexts})
 
 
 def _score(item_scores, users, histories):

@@ -9,7 +9,6 @@ turns the counts into metrics.
 """
 
 import collections
-import dataclasses
 import functools
 
 import jax
@@ -19,31 +18,11 @@ from jax.experimental import multihost_utils
 
 from recjax import errors
 from recjax.data import sequences
-from recjax.evaluators import candidates, metrics
+from recjax.evaluators import candidates, metrics, popularity, values
 
 PROTOCOLS = (*candidates.SAMPLED, "full")
 CONTEXTS = ("train", "train+val")
 _IN_FLIGHT = 3  # Batches: simulated CPU devices abort with many more, and scores take memory.
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-  """Per-user metrics: `values[context][protocol][metric]` is float32 [n], like `users`."""
-  users: np.ndarray
-  values: dict
-
-  def means(self):
-    """Returns the same nesting with one float per metric: users count alike."""
-    mean = lambda value: float(np.mean(value, dtype=np.float64))
-    return {context: {protocol: {metric: mean(value) for metric, value in table.items()}
-                      for protocol, table in protocols.items()}
-            for context, protocols in self.values.items()}
-
-  def flat(self):
-    """Returns {"train/full/ndcg@10": float32 [n], ...}."""
-    return {f"{context}/{protocol}/{metric}": value
-            for context, protocols in self.values.items()
-            for protocol, table in protocols.items() for metric, value in table.items()}
 
 
 class Ranking:
@@ -116,7 +95,7 @@ class Ranking:
     """
     if score_fn != self._score[0]:  # Not `is`: each look-up of a method is a new object.
       self._score = (score_fn, jax.jit(score_fn))
-    values, waiting = {}, collections.deque()
+    found, waiting = {}, collections.deque()
     for low in range(0, len(self.users), self._batch_size):
       rows = self._order[low:low + self._batch_size]
       mask, batch = self._batch(rows)
@@ -124,10 +103,15 @@ class Ranking:
         counts = self._counts(params, rows, context, batch)
         waiting.append((context, rows, mask, counts))
         if len(waiting) > _IN_FLIGHT:
-          self._collect(values, *waiting.popleft())
+          self._collect(found, *waiting.popleft())
     for entry in waiting:
-      self._collect(values, *entry)
-    return Results(self.users, values)
+      self._collect(found, *entry)
+    return values.Results(self.users, found)
+
+  def references(self):
+    """Returns {"popularity": Results, "chance": Results}, what every table shows beside models."""
+    return {"popularity": popularity.popularity(self, self._data),
+            "chance": popularity.chance(self, self._data)}
 
   def _batch(self, rows):
     """Returns (mask [n, P] on the host, the arrays of a batch that no context changes)."""
@@ -150,14 +134,14 @@ class Ranking:
       raise ValueError(f"score_fn returned scores {scores.shape}, not [B, N + 1] = {shape}")
     return _count(scores, batch, self._in_domain)
 
-  def _collect(self, values, context, rows, mask, counts):
-    """Fetches one batch's counts and writes its metrics into `values`."""
+  def _collect(self, found, context, rows, mask, counts):
+    """Fetches one batch's counts and writes its metrics into `found`."""
     counts = _fetch(counts)
     if counts["nan"][:len(rows)].any():
       user = self.users[rows[np.argmax(counts["nan"][:len(rows)])]]
       raise FloatingPointError(f"NaN among the scores of user {user} (context {context!r}); "
                                "ranking them would be meaningless")
-    table = values.setdefault(context, {})
+    table = found.setdefault(context, {})
     for name in self.protocols:
       greater, equal = (count[:len(rows)] for count in counts[name])
       part = metrics.compute(greater, equal, mask, self.ks)

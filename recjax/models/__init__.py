@@ -1,20 +1,32 @@
-"""Models by name, built from a config's `model` fields."""
+"""Models by name, built from a config's `model` fields.
+
+A model is a linen module (or, where nothing is learned by gradients, an object with the same
+methods). Beside `__call__(..., tables, train)`, whose other arguments are the inputs that its
+objectives prepare, it has
+
+    objectives           names of the objectives that it can be trained on
+    max_len              positions that it reads
+    fields, extra_tokens attribute tables that it reads, ids after MASK
+    choices              {attribute: values allowed}
+    check()              raises UserError where sizes do not fit together
+    example_inputs()     inputs that start its parameters
+    row_tables()         leaves whose rows stand for named things
+    transfer_rules(mode) what a transfer mode carries
+"""
+
+import dataclasses
 
 from recjax import errors
 from recjax.models import bert4rec
-from recjax.models import layers
 from recjax.models import sasrec
-from recjax.models import transformer
 
 MODELS = {"bert4rec": bert4rec.BERT4Rec, "sasrec": sasrec.SASRec}
 VARIANTS = {"bert4rec": bert4rec.VARIANTS, "sasrec": sasrec.VARIANTS}
-CHOICES = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post"),
-           "output": ("untied", "tied", "tied_transform"), "initializer": ("torch", "bert"),
-           "dtype": ("float32", "bfloat16")}
+RESERVED = ("item", "user", "rating", "segment", "layer_norm", "drop")
 
 
 def make(name, *, variant, num_items, num_users, field_rows, fields=(), **overrides):
-  """Returns the linen module of `config.model`.
+  """Returns the model of `config.model`.
 
   Args:
     name: a key of MODELS.
@@ -23,25 +35,25 @@ def make(name, *, variant, num_items, num_users, field_rows, fields=(), **overri
     num_users: U.
     field_rows: {attribute: rows of its table} of what the data offers.
     fields: (attribute, width, slots) of those that the model reads.
-    **overrides: attributes of the module; None leaves the variant's.
+    **overrides: attributes of the model; None leaves the variant's.
   """
   variants = errors.choose(VARIANTS, name, "model.name")
   values = dict(errors.choose(variants, variant, "model.variant"))
   values.update({key: value for key, value in overrides.items() if value is not None})
   for field, *_ in fields:
-    if not field.isidentifier() or field in ("item", "user") or hasattr(
-        transformer.SequenceEmbed, field):
+    if not field.isidentifier() or field in RESERVED:
       raise errors.UserError(f"model.fields: {field!r} cannot name a table; rename the attribute")
-  full = tuple((field, errors.choose(field_rows, field, "model.fields"), width, slots)
-               for field, width, slots in fields)
-  try:
-    model = MODELS[name](num_items=num_items, num_users=num_users, fields=full, **values)
-  except TypeError as error:
-    raise errors.UserError(f"config.model: {error}") from error
-  for attribute, known in CHOICES.items():
+  values["fields"] = tuple((field, errors.choose(field_rows, field, "model.fields"), width, slots)
+                           for field, width, slots in fields)
+  cls = MODELS[name]
+  allowed = [f.name for f in dataclasses.fields(cls) if f.name not in ("parent", "name")]
+  if not fields and "fields" not in allowed:
+    del values["fields"]
+  if unknown := [key for key in values if key not in allowed]:
+    raise errors.UserError(f"config.model: {name} has no field {unknown[0]!r}; there are "
+                           f"{', '.join(allowed)}")
+  model = cls(num_items=num_items, num_users=num_users, **values)
+  for attribute, known in cls.choices.items():
     errors.choose(dict.fromkeys(known), getattr(model, attribute), f"model.{attribute}")
-  width = model.item_width + model.user_width + sum(slots * wide for *_, wide, slots in full)
-  if width % model.heads:
-    raise errors.UserError(f"config.model: the width {width} (item, user and attributes together) "
-                           f"does not split into {model.heads} heads")
+  model.check()
   return model

@@ -13,6 +13,7 @@ import re
 import flax.linen as nn
 import jax.numpy as jnp
 
+from recjax import errors
 from recjax.models import layers
 
 MASKED_SCORE = -1e9  # finite, so that a row of padding alone still has a finite softmax
@@ -212,6 +213,9 @@ class SequenceTransformer(nn.Module):
   initializer: str = "torch"
   causal: bool = False
   dtype: str = "float32"
+  choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post"),
+             "output": ("untied", "tied", "tied_transform"), "initializer": ("torch", "bert"),
+             "dtype": ("float32", "bfloat16")}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, segments=None, train=False):
@@ -253,6 +257,19 @@ class SequenceTransformer(nn.Module):
       scores = layers.TiedHead(self.num_items, **common, transform=full, bias=full, name="head")(
         x, embed.item.embedding)
     return scores, out
+
+  def check(self):
+    """Raises UserError where sizes do not fit together."""
+    width = self.item_width + self.user_width + sum(slots * wide
+                                                    for *_, wide, slots in self.fields)
+    if width % self.heads:
+      raise errors.UserError(f"config.model: the width {width} (item, user and attributes together) "
+                             f"does not split into {self.heads} heads")
+
+  def example_inputs(self):
+    """Returns inputs that start the parameters, as small as can be."""
+    items = jnp.zeros((1, min(self.max_len, 2)), jnp.int32)
+    return {"items": items, "users": jnp.zeros(1, jnp.int32)}
 
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""

@@ -1,4 +1,23 @@
-"""Objectives by name, built from a config's `objective` fields."""
+"""Objectives by name, built from a config's `objective` fields.
+
+An objective is a frozen dataclass that says what is learned from a batch and how the learned model
+predicts. The loop and the compiled step know only this of it:
+
+    trains         False: the model is computed from the data, without steps
+    task           "ranking" or "rating": which evaluator judges it
+    window         which part of a long sequence is sampled (`batches.WINDOWS`)
+    min_length     users with fewer training items are left out
+    extra_columns  columns of a sampled window beyond the model's positions
+    slide          True: an epoch visits every window of every user, not one of each
+    columns        what `batches.resident` adds: "ratings", "seen"
+    prepare(rng, batch, resident)            -> inputs, [B, ...] each
+    loss(apply_fn, params, inputs, ...)      -> (sum, weight, metrics)
+    label_statistics(lengths)                -> (mean, variance, most) labels of a row
+    room(max_len)                            -> past items that fit the model
+    predict(apply_fn, params, users, ...)    -> scores [B, N + 1], or ratings
+"""
+
+import inspect
 
 from recjax import errors
 from recjax.objectives import masked_item
@@ -11,23 +30,28 @@ OBJECTIVES = {
 }
 
 
-def make(name, *, num_items, model_is_causal, masked_item=None, window=None):
+def make(name, *, num_items, known, window=None, **fields):
   """Returns the objective of `config.objective`.
 
   Args:
-    name: masked_item, next_item, causal_next_item.
+    name: a key of OBJECTIVES.
     num_items: N.
-    model_is_causal: what the model can see, which must fit.
-    masked_item: fields of MaskedItem, ignored by the others so that one config serves all.
+    known: names of the objectives that the model can be trained on.
     window: which part of a long sequence is trained on (None: the objective's own choice).
+    **fields: {objective name: its fields}; those of other objectives are ignored, so that one
+      config serves all.
   """
   cls = errors.choose(OBJECTIVES, name, "objective.name")
-  if cls.causal != model_is_causal:
-    fits = [n for n, c in OBJECTIVES.items() if c.causal == model_is_causal]
-    raise errors.UserError(f"objective.name={name!r} does not fit a "
-                           f"{'causal' if model_is_causal else 'bidirectional'} model; "
-                           f"choose {' or '.join(fits)}")
-  values = dict(masked_item or {}) if name == "masked_item" else {}
+  if name not in known:
+    raise errors.UserError(f"objective.name={name!r} does not fit this model; choose "
+                           f"{' or '.join(known)}")
+  if unknown := [key for key in fields if key not in OBJECTIVES]:
+    raise errors.UserError(f"config.objective: unknown field {unknown[0]!r}")
+  values = dict(fields.get(name) or {})
   if window is not None:
     values["window"] = window
+  allowed = inspect.signature(cls).parameters
+  if unknown := [key for key in values if key not in allowed]:
+    raise errors.UserError(f"config.objective: {name} has no field {unknown[0]!r}; there are "
+                           f"{', '.join(key for key in allowed if key != 'num_items')}")
   return cls(num_items=num_items, **values)

@@ -20,19 +20,22 @@ class MaskedItem:
   mask_share: float = 0.8
   random_share: float = 0.1
   window: str = "last"
-  causal = False
+  trains = True
+  task = "ranking"
   min_length = 1
   extra_columns = 0  # the sampler's windows have as many columns as the model reads
+  slide = False  # one window a user and epoch
+  columns = ()  # what the sampler gives beside items
 
-  def prepare(self, rng, batch, pool):
+  def prepare(self, rng, batch, resident):
     """Returns {"items", "users", "labels"} from sampled windows.
 
     Args:
       rng: key of this step.
       batch: {"items": int32 [B, T], "users": int32 [B]}.
-      pool: int32 [M], the ids that random replacement draws from.
+      resident: of `batches.resident`; random replacement draws from its "pool".
     """
-    items = batch["items"]
+    items, pool = batch["items"], resident["pool"]
     choose, how, which = jax.random.split(rng, 3)
     chosen = (jax.random.uniform(choose, items.shape) < self.rate) & (items > 0)
     fate = jax.random.uniform(how, items.shape)
@@ -52,6 +55,10 @@ class MaskedItem:
     binomial = self.rate * (1 - self.rate) * mean
     return self.rate * mean, binomial + self.rate**2 * spread, lengths.max()
 
+  def room(self, max_len):
+    """Returns how many past items fit `max_len` positions: the MASK takes one."""
+    return max_len - 1
+
   def predict(self, apply_fn, params, users, histories):
     """Returns scores [B, N + 1] of the item after each history; see `predict_at_mask`."""
     return predict_at_mask(apply_fn, params, users, histories, self.num_items)
@@ -61,7 +68,7 @@ def item_loss(apply_fn, params, inputs, *, shards, capacity, rng):
   """Returns (sum, weight, metrics) of the softmax cross-entropy at the labeled positions.
 
   Args:
-    apply_fn: (params, items, users, positions, rng) -> scores [S, C, N + 1]; rng None: no dropout.
+    apply_fn: of `step.make_apply`.
     params: the model's parameters.
     inputs: {"items" [B, T], "users" [B], "labels" [B, T]}.
     shards: S, runs of rows whose labels are gathered apart.
@@ -70,7 +77,8 @@ def item_loss(apply_fn, params, inputs, *, shards, capacity, rng):
   """
   positions, labels, weights, dropped = losses.labeled_positions(
     inputs["labels"], shards=shards, capacity=capacity)
-  scores = apply_fn(params, inputs["items"], inputs["users"], positions, rng)
+  seen = {name: inputs[name] for name in ("items", "users")}
+  scores = apply_fn(params, seen, rng, positions=positions)
   total, weight = losses.cross_entropy(scores, labels, weights)
   return total, weight, {"dropped": dropped}
 
@@ -84,4 +92,5 @@ def predict_at_mask(apply_fn, params, users, histories, num_items):
 def predict_at_end(apply_fn, params, users, items):
   """Returns float32 [B, N + 1]: scores at the last column of `items` [B, T]."""
   last = jnp.full((items.shape[0], 1), items.shape[1] - 1, jnp.int32)
-  return apply_fn(params, items, users, last, None)[:, 0].astype(jnp.float32)
+  scores = apply_fn(params, {"items": items, "users": users}, None, positions=last)
+  return scores[:, 0].astype(jnp.float32)

@@ -16,13 +16,16 @@ class NextItem:
   """
   num_items: int
   window: str = "prefix"  # the window's last column is the target
-  causal = False
+  trains = True
+  task = "ranking"
   min_length = 1
   extra_columns = 0
+  slide = False
+  columns = ()
 
-  def prepare(self, rng, batch, pool):
+  def prepare(self, rng, batch, resident):
     """Returns {"items", "users", "labels"}: the window with its last item turned into MASK."""
-    del rng, pool
+    del rng, resident
     items = batch["items"]
     real = items[:, -1:] > 0
     mask = jnp.where(real, self.num_items + 1, 0)
@@ -31,6 +34,7 @@ class NextItem:
             "labels": labels}
 
   loss = masked_item.MaskedItem.loss
+  room = masked_item.MaskedItem.room
 
   def label_statistics(self, lengths):
     """Returns (mean, variance, most) of the labels in a row: exactly one."""
@@ -47,13 +51,16 @@ class CausalNextItem:
   """Predicts the next item at every position of a causal model (SASRec with full softmax)."""
   num_items: int
   window: str = "last"
-  causal = True
+  trains = True
+  task = "ranking"
   min_length = 2
   extra_columns = 1  # inputs and labels are the same window, one column apart
+  slide = False
+  columns = ()
 
-  def prepare(self, rng, batch, pool):
+  def prepare(self, rng, batch, resident):
     """Returns {"items", "users", "labels"}: windows [B, T + 1] shifted against themselves."""
-    del rng, pool
+    del rng, resident
     items = batch["items"]
     return {"items": items[:, :-1], "users": batch["users"],
             "labels": jnp.where(items[:, :-1] > 0, items[:, 1:], 0)}
@@ -64,6 +71,10 @@ class CausalNextItem:
     """Returns (mean, variance, most) of the labels in a row: one less than its items."""
     labels = lengths - 1
     return labels.mean(), labels.var(), labels.max()
+
+  def room(self, max_len):
+    """Returns how many past items fit `max_len` positions: all of them."""
+    return max_len
 
   def predict(self, apply_fn, params, users, histories):
     """Returns scores [B, N + 1] at the last position of each history."""

@@ -1,0 +1,25 @@
+"""What an evaluator measured: metrics of every user, and their means."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """Per-user metrics: `values[context][protocol][metric]` is float32 [n], like `users`."""
+  users: np.ndarray
+  values: dict
+
+  def means(self):
+    """Returns the same nesting with one float per metric: users count alike."""
+    mean = lambda value: float(np.mean(value, dtype=np.float64))
+    return {context: {protocol: {metric: mean(value) for metric, value in table.items()}
+                      for protocol, table in protocols.items()}
+            for context, protocols in self.values.items()}
+
+  def flat(self):
+    """Returns {"train/full/ndcg@10": float32 [n], ...}."""
+    return {f"{context}/{protocol}/{metric}": value
+            for context, protocols in self.values.items()
+            for protocol, table in protocols.items() for metric, value in table.items()}
