@@ -10,7 +10,11 @@ user 32, batch 256, Adam 1e-3. `size=cpu` is a smaller model for a laptop: 2 lay
     python -m recjax.train --config=configs/bert4rec_ml1m.py:data=tgt,size=cpu --workdir=runs/tgt \\
       --config.data_dir=DATA --config.transfer.checkpoint=runs/src --config.transfer.mode=embedding
 
-Arguments: data=src|tgt|all, size=full|cpu, variant=survey_code|survey_text|bert4rec.
+`meta=survey` adds director and three actors to every item (16 wide each, 8 at size cpu), from the
+survey authors' anonymous table; `meta=imdb` reads IMDB-5000, `meta=omdb` the OMDb-style table.
+
+Arguments: data=src|tgt|all, size=full|cpu, variant=survey_code|survey_text|bert4rec,
+meta=none|survey|imdb|omdb.
 """
 
 from configs import common
@@ -20,7 +24,7 @@ from recjax import spec
 
 def get_config(arg=None):
   """Returns the config; see the module's docstring for `arg`."""
-  arg = spec.parse_arg(arg, data="src", size="full", variant="survey_code")
+  arg = spec.parse_arg(arg, data="src", size="full", variant="survey_code", meta="none")
   config = common.get_config()
   names = {"src": "ml1m_src", "tgt": "ml1m_tgt", "all": "ml1m"}
   config.dataset = errors.choose(names, arg.data, "data")
@@ -31,7 +35,23 @@ def get_config(arg=None):
   if errors.choose({"full": False, "cpu": True}, arg.size, "size"):
     config.model.update(num_layers=2, item_width=64, user_width=32, heads=2, hidden=256)
     config.micro_batch = 32 if arg.data != "tgt" else None  # what fits a CPU's cache
+  config.model.fields = fields(arg.meta, width=8 if arg.size == "cpu" else 16, actors=3)
   return config
+
+
+def fields(meta, *, width, actors):
+  """Returns `config.model.fields` of a movie's first director and first actors.
+
+  Args:
+    meta: none, or whose table: survey, imdb, omdb.
+    width: of one value's vector.
+    actors: how many.
+  """
+  prefix = errors.choose({"none": None, "survey": "survey_", "imdb": "imdb_", "omdb": ""}, meta,
+                         "meta")
+  if prefix is None:
+    return ()
+  return ((f"{prefix}director", width, 1), (f"{prefix}actor", width, actors))
 
 
 def sweep(add):
