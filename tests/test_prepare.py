@@ -5,7 +5,6 @@ import json
 import pathlib
 import subprocess
 import sys
-import time
 import zipfile
 
 import numpy as np
@@ -126,6 +125,49 @@ def test_item_table_and_min_item_interactions(tmp_path):
   assert titles.tolist() == [b"", b"", b"", b"The X", b"", b"Zed"]
 
 
+def test_file_order_is_that_of_the_file(tmp_path, monkeypatch):
+  monkeypatch.setattr(columns, "BUCKET_ROWS", 37)
+  rows = random_rows(1)
+  write_table(tmp_path, rows)
+  rule = dict(order="file", keep_last=11, val=3, test=3, min_interactions=7, min_full=7)
+  make(TABLE, tmp_path, tmp_path / "out", domain_splits={"music": rule})
+  want = {}
+  for user, item, when, rating, where in rows:
+    if where == "music":
+      want.setdefault(user, []).append((item, when, rating))
+  data = sequences.load(tmp_path / "out", "table_music")
+  kept = {user: row[-11:] for user, row in want.items()}
+  assert sequences_of(data) == kept
+  assert any(row != sorted(row, key=lambda r: r[1]) for row in kept.values())
+  full = {user: row for user, row in kept.items() if len(row) >= 7}
+  assert sequences_of(data, "train") == {user: row[:-6] for user, row in full.items() if row[:-6]}
+  assert sequences_of(data, "val") == {user: row[-6:-3] for user, row in full.items()}
+  assert sequences_of(data, "test") == {user: row[-3:] for user, row in full.items()}
+  assert sequences_of(sequences.load(tmp_path / "out", "table")) == plain_sequences(rows)
+  assert data.manifest["split"]["order"] == "file"
+
+
+def test_rules_in_time_order_describe_themselves_as_ever():
+  # A run resumes only on data whose manifest has the split that it started with.
+  assert splits.describe(splits.Rule()) == dict(
+    domain=None, keep_last=0, val=1, test=1, min_interactions=3, min_full=0,
+    min_item_interactions=1, drop_short=True, legacy_overlap=False, legacy_drop_last_user=False)
+  assert splits.parse(splits.describe(splits.Rule(order="file")), "x").order == "file"
+
+
+def test_first_appearance_of_items(tmp_path):
+  rows = random_rows(2)
+  write_table(tmp_path, rows)
+  make(TABLE, tmp_path, tmp_path / "out")
+  seen = list(dict.fromkeys(row[1] for row in rows))
+  for name in ("table", "table_music"):
+    data = sequences.load(tmp_path / "out", name)
+    assert data.first_seen[0] == 0 and data.first_seen.dtype == np.int32
+    assert [data.item_ids[np.flatnonzero(data.first_seen == n + 1)[0]].decode()
+            for n in range(len(seen))] == seen
+  assert not (np.diff(data.first_seen[1:]) > 0).all()
+
+
 def test_duplicates_name_both_lines(tmp_path):
   rows = [("a", "x", 1), ("b", "x", 1), ("a", "y", 1), ("a", "x", 2), ("a", "x", 1)]
   write_table(tmp_path, rows[:4], "user,item,time")
@@ -186,8 +228,8 @@ def test_ranges_against_lists(rule):
 
 
 @pytest.mark.parametrize("fields", [
-  dict(test=0), dict(val=-1), dict(keep_last=2), dict(min_interactions=1), dict(min_full=2),
-  dict(val=2, test=3, min_interactions=5)])
+  dict(order="random"), dict(test=0), dict(val=-1), dict(keep_last=2), dict(min_interactions=1),
+  dict(min_full=2), dict(val=2, test=3, min_interactions=5)])
 def test_rules_that_cannot_be(fields):
   with pytest.raises(errors.UserError, match="split rule"):
     splits.Rule(**fields)
@@ -256,7 +298,20 @@ def test_nothing_is_replaced_before_all_is_right(tmp_path):
   assert len(done.stderr.splitlines()) == 1
   assert "ml1m_tgt.interactions is 3, expected 80649" in done.stderr
   assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.*")} == before
-  assert len(list((tmp_path / "out").iterdir())) == 3
+  assert {p.name for p in (tmp_path / "out").iterdir()} == {
+    "ml1m", "ml1m_src", "ml1m_tgt", "ml1m_tgt_asreleased"}
+
+
+def test_an_empty_data_set_is_left_out_or_refused(tmp_path):
+  write_movielens(tmp_path, LINES)
+  manifests, printed = make(ML1M, tmp_path, tmp_path / "out", check=False)
+  assert "ml1m_5core" not in manifests and "note: ml1m_5core is not written" in printed
+  with pytest.raises(errors.UserError, match="the split rule of ml1m_5core keeps no interaction"):
+    make(ML1M, tmp_path, tmp_path / "new")
+  write_table(tmp_path, random_rows(0, n=50))
+  with pytest.raises(errors.UserError, match="no interaction is left by .* of table, "):
+    make(TABLE, tmp_path, tmp_path / "new", split__min_item_interactions=99, check=False)
+  assert not list((tmp_path / "new").iterdir())
 
 
 def test_the_command_needs_its_folders(tmp_path):
@@ -298,48 +353,6 @@ def test_legacy_switches(tmp_path):
   assert item(sequences_of(overlap, "val")["2"]) == [4, 5]
   assert item(sequences_of(overlap, "test")["2"]) == [4, 5, 6]
   assert sequences_of(last).keys() == {"1", "2", "3"} and last.manifest["users"] == 2
-
-
-def test_real_movielens(raw_dir, tmp_path):
-  """Table 1 of the survey, 10 seconds with all imports, and no disagreement with a public file."""
-  start = time.monotonic()
-  command = [sys.executable, "-m", "recjax.prepare", f"--config={ML1M}", f"--raw_dir={raw_dir}",
-             f"--data_dir={tmp_path}", "--config.datasets.ml1m.min_item_interactions=5",
-             "--config.check=false"]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  assert time.monotonic() - start < 10
-  assert "5,811" in done.stdout and "5,810" in done.stdout
-  src, tgt = (sequences.load(tmp_path, f"ml1m_{d}") for d in ("src", "tgt"))
-  counts = lambda d: [d.manifest[k] for k in ("users", "items", "interactions", "too_short_users")]
-  assert counts(src) == [6040, 2656, 621_521, 98]
-  assert counts(tgt) == [5811, 1050, 80_649, 229]
-  assert abs(src.manifest["mean_train_length"] - 97.9) < 0.05
-  assert abs(tgt.manifest["mean_train_length"] - 8.846) < 0.001
-  assert not (src.in_domain & tgt.in_domain).any()
-  assert (src.in_domain | tgt.in_domain)[1:].all()
-  assert (tgt.num_items, tgt.num_users) == (3706, 6040)
-  titles = np.load(tmp_path / "ml1m_tgt/item_titles.npy")
-  assert titles[src.item_ids == b"1"].tolist() == [b"Toy Story (1995)"]
-  # The file that ML-1M leaderboards share: the same 999,611 rows in the same order.
-  theirs = raw_dir / "sasrec-ml-1m"
-  if theirs.is_dir():
-    ours = sequences.load(tmp_path, "ml1m")
-    back = lambda name: np.loadtxt(theirs / f"sas_to_original_{name}.txt", np.int64)[:, 1]
-    rows = np.loadtxt(theirs / "ml-1m.txt.gz", np.int64)
-    user, item = back("users")[rows[:, 0] - 1], back("items")[rows[:, 1] - 1]
-    order = np.argsort(user, kind="stable")
-    number = np.array([0, *ours.item_ids[1:].astype(np.int64)])
-    assert np.array_equal(number[ours.items], item[order])
-    assert np.array_equal(np.diff(ours.offsets)[1:], np.bincount(user)[1:])
-
-
-def test_real_movielens_passes_its_own_check(raw_dir, tmp_path):
-  manifests, _ = make(ML1M, raw_dir, tmp_path)
-  assert manifests["ml1m_tgt"]["evaluated_users"] == 5811
-  manifests, _ = make(ML1M, raw_dir, tmp_path, datasets__ml1m_tgt__legacy_drop_last_user=True)
-  assert manifests["ml1m_tgt"]["users"] == 5810
-  assert manifests["ml1m_tgt"]["interactions"] == 80_634
 
 
 # Memory. A process of its own generates the file, another prepares it and tells its peak.

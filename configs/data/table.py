@@ -37,7 +37,7 @@ def get_config(arg=None):
   # Fields of recjax.data.splits.Rule, for the whole and for each domain. `domain_splits` maps a
   # domain to fields of its own, for example {"books": dict(keep_last=15, val=2, test=3,
   # min_interactions=5, min_full=7)}.
-  config.split = dict(keep_last=0, val=1, test=1, min_interactions=3, min_full=3,
+  config.split = dict(order="time", keep_last=0, val=1, test=1, min_interactions=3, min_full=3,
                       min_item_interactions=1, drop_short=True)
   config.domain_splits = dict()
 

@@ -19,7 +19,7 @@ from recjax.data import metadata
 
 BUCKET_ROWS = 1 << 20
 DTYPES = {"user": np.int32, "item": np.int32, "time": np.int64, "rating": np.float32,
-          "domain": np.int16}
+          "domain": np.int16, "place": np.int32}
 
 
 class Columns:
@@ -148,7 +148,7 @@ def user_offsets(columns, rank):
   return np.concatenate([[0], np.cumsum(counts)])
 
 
-def group(columns, folder, ranks, offsets, *, repeats=True, ticks=1):
+def group(columns, folder, ranks, offsets, *, repeats=True, ticks=1, places=False):
   """Returns `Columns` renumbered by `ranks`, in (user, time, file row) order, times in seconds.
 
   Args:
@@ -158,10 +158,11 @@ def group(columns, folder, ranks, offsets, *, repeats=True, ticks=1):
     offsets: see `user_offsets`.
     repeats: whether one user may choose an item again at another time.
     ticks: how many units of the time column are a second; rows are sorted before they are rounded.
+    places: whether to add the column "place", by which each user's rows sort into file order.
 
   Returns the columns and the first repeated row as (user code, item code, time) or None.
   """
-  out = Columns(folder, columns.names)
+  out = Columns(folder, (*columns.names, "place") if places else columns.names)
   out.rows = columns.rows
   ranges = user_ranges(offsets, BUCKET_ROWS)
   begins = np.array([offsets[low] for low, _ in ranges])
@@ -186,7 +187,9 @@ def group(columns, folder, ranks, offsets, *, repeats=True, ticks=1):
       stream.flush()
     for low, high in ranges:
       begin, end = int(offsets[low]), int(offsets[high])
-      rows = {name: out.read(name, begin, end) for name in out.names}
+      rows = {name: out.read(name, begin, end) for name in columns.names}
+      if places:
+        rows["place"] = np.arange(end - begin, dtype=DTYPES["place"])
       order = np.lexsort((rows["time"], rows["user"]))  # Stable, and pieces came in file order.
       rows = {name: values[order] for name, values in rows.items()}
       if repeat := _first_repeat(rows, len(ranks["item"]) + 1, repeats):

@@ -23,6 +23,7 @@ class Items:
   titles: dict | None = None  # {item: title}
   domains: dict | None = None  # {item: domain}
   complete: bool = False  # True: an interaction with an item that has no title is an error
+  listed: tuple = ()  # fields that come with the list of items and are no metadata beside it
   name: str = "the item table"
 
 
@@ -33,11 +34,7 @@ def read_movies(raw, domains):
     raw: a `readers.Raw`. MovieLens publishes Latin-1; copies re-coded as UTF-8 are recognized.
     domains: {domain: genres}; the first-listed genre of a movie decides on its domain.
   """
-  data = raw.read()
-  try:
-    text = data.decode()
-  except UnicodeDecodeError:
-    text = data.decode("latin-1")
+  text = read_text(raw)
   home = {genre: domain for domain, genres in domains.items() for genre in genres}
   titles, genres, where = {}, {}, {}
   for number, line in enumerate(text.rstrip("\r\n").split("\n"), 1):
@@ -53,7 +50,16 @@ def read_movies(raw, domains):
       raise errors.UserError(f"{raw.name} line {number}: first genre {genres[movie][0]!r} belongs "
                              "to no domain; see the config's domains")
     where[movie] = home[genres[movie][0]]
-  return Items({"genre": genres}, titles, where, complete=True, name=raw.name)
+  return Items({"genre": genres}, titles, where, complete=True, listed=("genre",), name=raw.name)
+
+
+def read_text(raw):
+  """Returns the text of a small file in UTF-8 or, where it is no UTF-8, in Latin-1."""
+  data = raw.read().removeprefix(readers.BOM)
+  try:
+    return data.decode()
+  except UnicodeDecodeError:
+    return data.decode("latin-1")
 
 
 def read_table(path, *, item="item", title="title", features=(), separator=","):
@@ -67,7 +73,7 @@ def read_table(path, *, item="item", title="title", features=(), separator=","):
       empty field is no value.
     separator: between the columns of a CSV.
   """
-  names, columns, place = _read_strings(path, separator)
+  names, columns, place = read_strings(path, separator)
   if item not in names:
     raise errors.UserError(f"{path}: no column {item!r} for the item (there are: "
                            f"{', '.join(names)}); set --config.item_columns.item")
@@ -92,7 +98,7 @@ def read_table(path, *, item="item", title="title", features=(), separator=","):
   return Items(fields, titles, name=str(path))
 
 
-def _read_strings(path, separator=","):
+def read_strings(path, separator=","):
   """Returns (names, columns, place) of a small CSV or Parquet table.
 
   `columns` maps each name to a list of one tuple of texts per row (several values where a Parquet

@@ -17,7 +17,8 @@ from recjax.data import columns, metadata, sequences, sources, splits
 
 TABLE = (("data set", "name"), ("users", "users"), ("items", "items"),
          ("interactions", "interactions"), ("mean train", "mean_train_length"),
-         ("evaluated", "evaluated_users"), ("too short", "too_short_users"))
+         ("evaluated", "evaluated_users"), ("too short", "too_short_users"),
+         ("described", "items_with_metadata"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Table:
   items: list  # of items 1..N
   domains: tuple  # names; a domain's code is its place
   item_domain: np.ndarray | None  # int16 [N + 1], where items decide on the domain, not rows
+  first_seen: np.ndarray  # int32 [N + 1], see sequences
 
 
 def prepare(config, *, raw_dir, data_dir, log=print):
@@ -41,23 +43,31 @@ def prepare(config, *, raw_dir, data_dir, log=print):
   source = sources.open_source(config, raw_dir)
   try:
     with _scratch(data_dir) as scratch:
-      table = _gather(source, scratch)
+      table, rules = _gather(source, scratch)
       shared = _shared_arrays(table, source.items)
-      rules = {name: splits.parse(fields, name)
-               for name, fields in source.rules(table.domains).items()}
       _check_folders(data_dir, rules)
       manifests = {}
       for name, rule in rules.items():
         about = {"name": name, "title": config["title"], "generated": config["generated"],
                  "raw_sha256": source.reader.sha256}
-        manifests[name] = _write(scratch / name, table, rule, shared, about)
+        if manifest := _write(scratch / name, table, rule, shared, about):
+          manifests[name] = manifest
+      empty = [name for name in rules if name not in manifests]
+      if not manifests:
+        raise errors.UserError(f"no interaction is left by the split rules of {', '.join(empty)}")
       if config["check"]:
-        _check_counts(manifests, _expected(config, rules))
-      for name in rules:
+        _check_counts(manifests, _expected(config, rules), empty)
+      for name in manifests:
         sequences.replace_folder(scratch / name, data_dir / name)
   except OSError as error:
     raise errors.UserError(f"cannot write to {data_dir}: {error}") from error
   log(format_table(manifests.values()))
+  for name in empty:
+    log(f"note: {name} is not written, as its split rule keeps no interaction at all")
+  if coverage := _format_coverage(shared[0]["features"]):
+    log(coverage)
+  for note in source.notes:
+    log(f"note: {note}")
   for note in config["notes"]:
     log(f"note: {note}")
   return manifests
@@ -74,6 +84,7 @@ def _scratch(data_dir):
 
 
 def _gather(source, scratch):
+  """Returns (Table, {data set: Rule})."""
   facts = source.items
   known = facts.titles.keys() if facts and facts.complete else None
   raw, vocabularies = columns.ingest(source.reader, scratch / ".raw", known_items=known,
@@ -92,13 +103,17 @@ def _gather(source, scratch):
     domains = sorted(set(facts.domains.values()))
     codes = [domains.index(facts.domains[i]) for i in items]
     item_domain = np.array([-1, *codes], np.int16)
+  rules = {name: splits.parse(fields, name) for name, fields in source.rules(domains).items()}
   offsets = columns.user_offsets(raw, user_rank)
   rows, repeat = columns.group(raw, scratch / ".rows", ranks, offsets, repeats=source.repeats,
-                               ticks=source.reader.ticks)
+                               ticks=source.reader.ticks,
+                               places=any(rule.order == "file" for rule in rules.values()))
   if repeat:
     raise errors.UserError(_repeat_message(source, raw, vocabularies, repeat))
   shutil.rmtree(raw.folder)
-  return Table(rows, offsets, users, items, tuple(domains), item_domain)
+  first_seen = np.zeros(len(items) + 1, np.int32)
+  first_seen[item_rank] = np.arange(1, len(items) + 1)  # Codes follow the first appearance.
+  return Table(rows, offsets, users, items, tuple(domains), item_domain, first_seen), rules
 
 
 def _repeat_message(source, raw, vocabularies, repeat):
@@ -111,30 +126,41 @@ def _repeat_message(source, raw, vocabularies, repeat):
 
 
 def _shared_arrays(table, facts):
-  """Returns (Dataset fields that all data sets share, extra arrays, bool [N + 1] has metadata)."""
+  """Returns (Dataset fields that all data sets share, extra arrays, bool [N + 1] has metadata).
+
+  An item has metadata if any feature beside those of the list of items (MovieLens' genre) has a
+  value for it; where there are no others, those count.
+  """
   fields = facts.fields if facts else {}
   features = {name: sequences.Feature(*metadata.encode_values(values, table.items, name))
               for name, values in fields.items()}
+  listed = facts.listed if facts else ()
   described = np.zeros(len(table.items) + 1, bool)
-  for feature in features.values():
-    described |= (feature.values > 0).any(1)
+  for name in set(features) - set(listed) or features:
+    described |= _covered(features[name])
   extras = {}
   if facts and facts.titles:
     extras["item_titles"] = metadata.title_array(facts.titles, table.items)
   ids = {"user_ids": metadata.id_array(table.users), "item_ids": metadata.id_array(table.items)}
-  return {**ids, "features": features}, extras, described
+  return {**ids, "features": features, "first_seen": table.first_seen}, extras, described
+
+
+def _covered(feature):
+  """Returns bool [N + 1]: which items have a value."""
+  return (feature.values > 0).any(1)
 
 
 def _write(draft, table, rule, shared, about):
-  """Writes one data set into the new folder `draft`; returns its manifest."""
+  """Writes one data set into the new folder `draft`; returns its manifest, None if it is empty."""
   arrays, extras, described = shared
-  item_counts = _count(table, rule, lambda user, item: item, len(table.items) + 1)
+  item_counts, counts = _counts(table, rule)
   in_domain = item_counts >= max(1, rule.min_item_interactions)
-  counts = _count(table, rule, lambda user, item: user[in_domain[item]], len(table.users) + 1)
+  if rule.min_item_interactions > 1:
+    _, counts = _counts(table, rule, in_domain)
   kept = splits.kept_lengths(counts, rule)
   offsets = np.concatenate([[0], np.cumsum(kept)])
   if not offsets[-1]:
-    raise errors.UserError(f"data set {about['name']}: its split rule keeps no interaction at all")
+    return None
   draft.mkdir()
   seen = _write_rows(draft, table, rule, in_domain, counts, kept)
   ranges = splits.ranges(kept, rule)
@@ -148,13 +174,15 @@ def _write(draft, table, rule, shared, about):
     "items_seen": int(seen.sum()),
     "interactions": int(offsets[-1]),
     "items_with_metadata": int((in_domain & described).sum()),
+    "feature_coverage": {name: int((in_domain & _covered(feature)).sum())
+                         for name, feature in sorted(arrays["features"].items())},
     "mean_train_length": round(int(lengths[:, 0].sum()) / max(users, 1), 6),
     "evaluated_users": int(split.sum()),
     "too_short_users": len(table.users) - int(split.sum()),
     "absent_users": int((kept[1:] == 0).sum()),
     "vocabulary_users": len(table.users),
     "vocabulary_items": len(table.items),
-    "split": dataclasses.asdict(rule),
+    "split": splits.describe(rule),
   }
   mapped = {stem: np.load(path, mmap_mode="r") for stem in ("items", "times", "ratings")
             if (path := draft / f"{stem}.npy").is_file()}
@@ -164,30 +192,42 @@ def _write(draft, table, rule, shared, about):
 
 
 def _blocks(table, rule, names):
-  """Yields (rows' users, {name: rows}, mask of the rule's domain) for ranges of whole users."""
+  """Yields (rows' users, {name: rows}, mask of the rule's domain) for ranges of whole users.
+
+  Each user's rows are in the order of the rule.
+  """
   if rule.domain is not None and rule.domain not in table.domains:
     raise errors.UserError(f"no domain {rule.domain!r}; there are: "
                            f"{', '.join(table.domains) or 'none'}")
-  names = set(names) | {"item"}
+  by_row = rule.domain is not None and table.item_domain is None
+  in_file_order = rule.order == "file" and bool(names)  # Counting needs no order.
+  names = {*names, "item", *(["domain"] if by_row else []), *(["place"] if in_file_order else [])}
   for low, high in columns.user_ranges(table.offsets, columns.BUCKET_ROWS):
     begin, end = int(table.offsets[low]), int(table.offsets[high])
     rows = {name: table.rows.read(name, begin, end) for name in names}
     user = np.repeat(np.arange(low, high), np.diff(table.offsets[low:high + 1]))
     mask = np.ones(end - begin, bool)
+    if in_file_order:
+      order = np.lexsort((rows["place"], user))
+      rows = {name: values[order] for name, values in rows.items()}
     if rule.domain is not None:
-      by_item = table.item_domain is not None
-      domain = (table.item_domain[rows["item"]] if by_item
-                else table.rows.read("domain", begin, end))
+      domain = rows["domain"] if by_row else table.item_domain[rows["item"]]
       mask = domain == table.domains.index(rule.domain)
     yield user, rows, mask
 
 
-def _count(table, rule, pick, size):
-  """Returns int64 [size]: how often pick(users, items) of the domain's rows names each number."""
-  counts = np.zeros(size, np.int64)
+def _counts(table, rule, only=None):
+  """Returns (int64 [N + 1], int64 [U + 1]): rows of the domain by item and by user.
+
+  `only` (bool [N + 1]) counts the rows of some items.
+  """
+  items, users = np.zeros(len(table.items) + 1, np.int64), np.zeros(len(table.users) + 1, np.int64)
   for user, rows, mask in _blocks(table, rule, ()):
-    counts += np.bincount(pick(user[mask], rows["item"][mask]), minlength=size)
-  return counts
+    if only is not None:
+      mask &= only[rows["item"]]
+    items += np.bincount(rows["item"][mask], minlength=len(items))
+    users += np.bincount(user[mask], minlength=len(users))
+  return items, users
 
 
 def _write_rows(draft, table, rule, in_domain, counts, kept):
@@ -233,10 +273,10 @@ def _expected(config, rules):
   return expected
 
 
-def _check_counts(manifests, expected):
-  misses = []
+def _check_counts(manifests, expected, empty):
+  misses = [f"the split rule of {name} keeps no interaction at all" for name in empty]
   for name, values in expected.items():
-    for key, value in values.items():
+    for key, value in values.items() if name not in empty else ():
       value, tolerance = value if isinstance(value, (tuple, list)) else (value, 0)
       found = manifests.get(name, {}).get(key)
       if found is None or abs(found - value) > tolerance:
@@ -250,10 +290,20 @@ def _check_counts(manifests, expected):
 
 def format_table(manifests):
   """Returns a text table, one line a data set."""
+  return _align([[title for title, _ in TABLE], *([m[key] for _, key in TABLE] for m in manifests)])
+
+
+def _format_coverage(features):
+  """Returns a text table, one line a feature: how many items have a value, how many values."""
+  rows = [[name, int(_covered(feature).sum()), len(feature.ids) - 1]
+          for name, feature in features.items()]
+  return rows and _align([["feature", "items with it", "distinct values"], *rows])
+
+
+def _align(rows):
   show = lambda v: f"{v:,.3f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v
-  lines = [[title for title, _ in TABLE]]
-  lines += [[show(m[key]) for _, key in TABLE] for m in manifests]
-  widths = [max(len(line[i]) for line in lines) for i in range(len(TABLE))]
+  lines = [list(map(show, row)) for row in rows]
+  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
   return "\n".join(
     "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:],
                                                                     strict=True))])

@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import gzip
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -79,6 +80,28 @@ def file(path):
     raise errors.UserError(f"no file {os.fspath(path)!r}; check --raw_dir and the config's names")
   opener = gzip.open if path.suffix == ".gz" else open
   return Raw(os.fspath(path), lambda: opener(path, "rb"))
+
+
+def find(raw_dir, name):
+  """Returns the path of `raw_dir`/`name` or of that file right in `raw_dir`, also .gz, or None."""
+  for path in (raw_dir / name, raw_dir / pathlib.PurePath(name).name):
+    for spelling in (path, path.with_name(f"{path.name}.gz")):
+      if spelling.is_file():
+        return spelling
+  return None
+
+
+def read_json(raw):
+  """Returns the object that a small JSON file holds; anything but an object is an error."""
+  try:
+    value = json.loads(raw.read().removeprefix(BOM))
+  except json.JSONDecodeError as error:
+    raise errors.UserError(f"{raw.name} line {error.lineno}: not JSON ({error.msg})") from error
+  except (ValueError, RecursionError) as error:
+    raise errors.UserError(f"{raw.name}: not JSON ({error})") from error
+  if not isinstance(value, dict):
+    raise errors.UserError(f"{raw.name}: a JSON object is expected, not {type(value).__name__}")
+  return value
 
 
 def zip_members(path, limit=MAX_UNZIPPED):

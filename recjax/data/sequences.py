@@ -7,10 +7,13 @@ interactions (both vocabularies start at 1; 0 is padding and belongs to nobody):
     item_ids.npy   bytes  [N + 1]        external item ids, row 0 empty
     in_domain.npy  bool   [N + 1]        items of this data set's domain; others can be negatives
     offsets.npy    int64  [U + 2]        user u owns rows offsets[u]:offsets[u + 1], user 0 none
-    items.npy      int32  [R]            in (user, time, file row) order
+    items.npy      int32  [R]            in (user, time, file row) order, or (user, file row) where
+                                         the split rule says so
     times.npy      int64  [R]            seconds
     ratings.npy    float32 [R]           optional
     splits.npy     int32  [U + 1, 3, 2]  [begin, end) of train, val and test, relative to offsets[u]
+    item_first_seen.npy  int32 [N + 1]   optional; the rank (1..N) of each item by its first
+                                         appearance in the raw file
     feature_NAME.npy      int32 [N + 1, S]  attribute ids of each item, 0 = no further value
     feature_NAME_ids.npy  bytes [K + 1]     external attribute ids, row 0 empty
 
@@ -53,6 +56,7 @@ class Dataset:
   splits: np.ndarray
   ratings: np.ndarray | None = None
   features: dict = dataclasses.field(default_factory=dict)
+  first_seen: np.ndarray | None = None
 
   @property
   def name(self):
@@ -144,7 +148,9 @@ def load(data_dir, name):
   ratings = read("ratings") if (folder / "ratings.npy").is_file() else None
   features = {field: Feature(read(f"feature_{field}"), read(f"feature_{field}_ids"))
               for field in manifest.get("features", ())}
-  data = Dataset(manifest=manifest, ratings=ratings, features=features, **arrays)
+  first_seen = read("item_first_seen") if (folder / "item_first_seen.npy").is_file() else None
+  data = Dataset(manifest=manifest, ratings=ratings, features=features, first_seen=first_seen,
+                 **arrays)
   _check_shapes(data, folder)
   return data
 
@@ -178,6 +184,8 @@ def write(draft, data, *, extras=None):
   arrays = {stem: getattr(data, stem) for stem in ARRAYS}
   if data.ratings is not None:
     arrays["ratings"] = data.ratings
+  if data.first_seen is not None:
+    arrays["item_first_seen"] = data.first_seen
   for field, feature in data.features.items():
     arrays[f"feature_{field}"], arrays[f"feature_{field}_ids"] = feature.values, feature.ids
   for stem, array in {**arrays, **(extras or {})}.items():
@@ -211,6 +219,7 @@ def _check_shapes(data, folder):
            and data.times.shape == (rows,) and data.in_domain.shape == (items + 1,)
            and int(data.offsets[-1]) == rows
            and (data.ratings is None or data.ratings.shape == (rows,))
+           and (data.first_seen is None or data.first_seen.shape == (items + 1,))
            and all(f.values.shape[0] == items + 1 for f in data.features.values()))
   if not right:
     raise errors.UserError(f"{folder}: the arrays do not fit together; prepare the data again")

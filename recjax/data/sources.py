@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from recjax import errors
-from recjax.data import demo, download, metadata, readers
+from recjax.data import demo, download, metadata, movie_metadata, readers, sequence_text
 
 MAX_DOMAINS = 64  # more are a sign that some other column was named
 
@@ -18,10 +18,11 @@ class Source:
   rules: object  # rules(domains) -> {data set name: fields of a splits.Rule}
   items: metadata.Items | None = None
   repeats: bool = True  # whether one user may choose an item again
+  notes: tuple = ()  # lines for who prepares the data
 
 
 def open_source(config, raw_dir):
-  """Returns the `Source` that `config.format` names: ml1m, table or demo."""
+  """Returns the `Source` that `config.format` names: ml1m, table, sequences or demo."""
   if config["format"] not in FORMATS:
     raise errors.UserError(f"config.format {config['format']!r} is none of {', '.join(FORMATS)}")
   if config["format"] != "demo" and not raw_dir:
@@ -34,8 +35,11 @@ def _movielens(config, raw_dir):
   names = ["user", "item", "rating", "time"]
   reader = readers.TextTable(ratings, header=names, columns={n: n for n in names}, separator="::",
                              rating_range=config["rating_range"])
-  return Source(reader, lambda domains: config["datasets"],
-                metadata.read_movies(movies, config["domains"]), repeats=False)
+  items = metadata.read_movies(movies, config["domains"])
+  fields, notes = movie_metadata.load(config["metadata"], raw_dir, items.titles)
+  items = dataclasses.replace(items, fields={**items.fields, **fields})
+  return Source(reader, lambda domains: config["datasets"], items, repeats=False,
+                notes=tuple(notes))
 
 
 def _movielens_files(config, raw_dir):
@@ -83,6 +87,28 @@ def _table(config, raw_dir):
   return Source(reader, rules, items)
 
 
+def _sequences(config, raw_dir):
+  def find(field):
+    path = readers.find(raw_dir, config[field])
+    if path is None:
+      raise errors.UserError(f"no {config[field]} in {os.fspath(raw_dir)!r} (nor .gz, nor right in "
+                             f"it); check --raw_dir and --config.{field}")
+    return path
+  raw = readers.file(find("sequences"))
+  users, _ = sequence_text.read_map(find("user_map")) if config["user_map"] else (None, None)
+  numbers, codes = sequence_text.read_map(find("item_map")) if config["item_map"] else (None, None)
+  items = None
+  if codes:
+    names = config["item_domains"]
+    if max(codes.values()) >= len(names):
+      raise errors.UserError(f"config.item_domains names {len(names)} domains, but the map of "
+                             f"items has the code {max(codes.values())}")
+    items = metadata.Items({}, domains={i: names[code] for i, code in codes.items()})
+  reader = sequence_text.SequenceText(raw, users=users, items=numbers,
+                                      time_unit=config["time_unit"])
+  return Source(reader, lambda domains: config["datasets"], items)
+
+
 def _demo(config, raw_dir):
   reader, items = demo.generate(**config["generate"])
   return Source(reader, lambda domains: config["datasets"], items, repeats=False)
@@ -96,4 +122,4 @@ def check_names(names):
                              "(a domain's value is part of the name)")
 
 
-FORMATS = {"ml1m": _movielens, "table": _table, "demo": _demo}
+FORMATS = {"ml1m": _movielens, "table": _table, "sequences": _sequences, "demo": _demo}

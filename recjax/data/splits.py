@@ -6,16 +6,19 @@ import numpy as np
 
 from recjax import errors
 
+ORDERS = ("time", "file")
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """How one data set is cut from all interactions, each user's being in time order.
+  """How one data set is cut from all interactions, each user's being in `order`.
 
   Of the n interactions that a user has left after `keep_last`, the last `test` test, the `val`
   before them validate and all before those train. With fewer than `min_full` the user gives up
   validation; with fewer than `min_interactions` the user is too short and gets no split.
   """
   domain: str | None = None  # the rows of one domain; None is all of them
+  order: str = "time"  # or "file": the rows of the raw file as they stand, whatever their times
   keep_last: int = 0  # keep only so many of each user's interactions, the latest; 0 keeps all
   val: int = 1
   test: int = 1
@@ -27,6 +30,8 @@ class Rule:
   legacy_drop_last_user: bool = False  # leave out the last user, as the survey's release did
 
   def __post_init__(self):
+    if self.order not in ORDERS:
+      raise errors.UserError(f"split rule: order {self.order!r} is none of {', '.join(ORDERS)}")
     if min(self.keep_last, self.val, self.test, self.min_full) < 0 or self.test < 1:
       raise errors.UserError("split rule: keep_last, val and min_full are >= 0 and test is >= 1")
     full, short = self.min_full or self.min_interactions, self.min_interactions
@@ -47,6 +52,17 @@ def parse(fields, name):
     raise errors.UserError(f"data set {name}: unknown field {unknown[0]!r} of a split rule; there "
                            f"are {', '.join(known)}")
   return Rule(**fields)
+
+
+def describe(rule):
+  """Returns the rule as a JSON-able dict, the same as ever for rules that older versions knew.
+
+  It is part of a data set's identity, which runs compare before they resume.
+  """
+  fields = dataclasses.asdict(rule)
+  if rule.order == "time":
+    del fields["order"]
+  return fields
 
 
 def kept_lengths(counts, rule):
