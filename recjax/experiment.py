@@ -9,8 +9,8 @@ import numpy as np
 
 from recjax import checkpoint, errors, models, objectives, partition, trees
 from recjax import step as step_lib
-from recjax.data import batches, sequences, vocabulary
-from recjax.evaluators import metrics, ranking
+from recjax.data import batches, ratings, sequences, vocabulary
+from recjax.evaluators import metrics, ranking, rating
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +21,22 @@ class Experiment:
   mesh: jax.sharding.Mesh
   model: object
   objective: object
-  tables: dict  # {field: attribute ids} on the devices
+  tables: dict  # {field: attribute ids}, and what else the model looks up, on the devices
   apply_fn: object
   predict: object  # (params, users, histories, ...) -> scores, for its caller to jit
 
   def init_params(self, seed):
-    """Returns freshly started parameters as a nested dict on the host's default device."""
+    """Returns parameters as a nested dict: freshly started ones on the host's default device.
+
+    A model that has a `fit` computes them from the data at once.
+    """
+    return self.model.fit(self.data) if hasattr(self.model, "fit") else self._start(seed)
+
+  def params_shapes(self):
+    """Returns the nested dict of the parameters' shapes and types, without computing them."""
+    return jax.eval_shape(self._start, 0)
+
+  def _start(self, seed):
     tables = {name: jnp.asarray(np.asarray(x)) for name, x in self.tables.items()}
     inputs = self.model.example_inputs()
     init = jax.jit(lambda key: self.model.init(key, **inputs, tables=tables)["params"])
@@ -36,6 +46,7 @@ class Experiment:
     """Returns {vocabulary: checkpoint.Rows} of the model's row tables."""
     names = vocabulary.row_names(self.data, extra_tokens=self.model.extra_tokens)
     used = {name for name, _ in self.model.row_tables().values()}
+    names |= ratings.row_names(self.data, used)
     return {name: checkpoint.Rows(*names[name]) for name in sorted(used)}
 
   @property
@@ -60,18 +71,23 @@ class Experiment:
     protocols = tuple(protocols or config.protocols)
     devices = self.mesh.devices.size
     seen = ("train", "val") if "train+val" in contexts else ("train",)
-    return ranking.Ranking(
-      self.data, split=split, contexts=contexts, protocols=protocols, ks=tuple(config.ks),
-      num_negatives=config.num_negatives, seed=config.candidates_seed,
+    common = dict(
+      split=split, contexts=contexts, protocols=protocols, seed=config.candidates_seed,
       batch_size=-(-config.batch_size // devices) * devices,
-      history_length=self.history_length(*seen),
-      cache_dir=f"{self.config.data_dir}/{self.data.name}/candidates",
-      max_users=config.max_users, put=lambda x: partition.put(x, partition.by_rows(self.mesh)))
+      history_length=self.history_length(*seen), max_users=config.max_users,
+      put=lambda x: partition.put(x, partition.by_rows(self.mesh)))
+    if self.objective.task == "rating":
+      return rating.Rating(self.data, **common)
+    return ranking.Ranking(
+      self.data, ks=tuple(config.ks), num_negatives=config.num_negatives,
+      cache_dir=f"{self.config.data_dir}/{self.data.name}/candidates", **common)
 
   def metric_names(self):
     """Returns every "PROTOCOL/METRIC" that `config.eval.metric` may name."""
-    return [f"{protocol}/{metric}" for protocol in ranking.PROTOCOLS
-            for metric in metrics.names(self.config.eval.ks)]
+    protocols, names = ranking.PROTOCOLS, metrics.names(self.config.eval.ks)
+    if self.objective.task == "rating":
+      protocols, names = rating.PROTOCOLS, rating.METRICS
+    return [f"{protocol}/{metric}" for protocol in protocols for metric in names]
 
 
 def build(config):
@@ -81,12 +97,17 @@ def build(config):
   data = sequences.load(config.data_dir, config.dataset)
   mesh = partition.make_mesh(config.num_devices)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
-                         "num_users": data.num_users, "field_rows": batches.field_rows(data)})
+                         "num_users": data.num_users, "field_rows": batches.field_rows(data),
+                         "facts": ratings.facts(data)})
   objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items,
                               known=model.objectives)
   tables = batches.attribute_tables(
     data, [(name, width, slots) for name, _, width, slots in model.fields],
     extra_tokens=model.extra_tokens)
+  if getattr(model, "biases", False):
+    tables |= ratings.item_table(data)
+  if other := getattr(model, "extra_ratings", ""):
+    tables |= ratings.extra_tables(data, sequences.load(config.data_dir, other))
   tables = partition.put(tables, partition.replicated(mesh))
   apply_fn = step_lib.make_apply(model, tables)
   return Experiment(config=config, data=data, mesh=mesh, model=model, objective=objective,
@@ -107,7 +128,7 @@ def restore(workdir, *, step=None, data_dir=None):
   config.data_dir = data_dir or config.data_dir
   config.num_devices = None  # as many as there are here
   exp = build(config)
-  want = trees.flatten(jax.eval_shape(exp.init_params, 0))
+  want = trees.flatten(exp.params_shapes())
   if {n: x.shape for n, x in want.items()} != {n: x.shape for n, x in reader.shapes().items()}:
     shapes = lambda leaves: [f"{name} {tuple(x.shape)}" for name, x in leaves.items()]
     difference = trees.describe_difference(shapes(want), shapes(reader.shapes()))

@@ -80,8 +80,12 @@ def make(config, params, *, schedule, plan):
 
 
 def none():
-  """Returns the transformation that changes nothing and keeps nothing."""
-  return optax.set_to_zero()
+  """Returns the transformation that changes nothing; it keeps one zero, since a checkpoint cannot
+  hold an empty tree.
+  """
+  return optax.GradientTransformation(
+    lambda params: jnp.zeros((), jnp.int32),
+    lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), state))
 
 
 def apply_updates(params, updates):

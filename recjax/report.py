@@ -1,105 +1,24 @@
-"""What the finished runs of a study say: tables, paired tests and their report.
+"""What the finished runs of a study say: everything its report prints, as one plain dict.
 
-Two kinds of spread are kept apart. "12.34 ± 0.12" is mean and standard deviation (ddof = 1) over
-seeds. The tests average every user's metric over the seeds that both sides share, then treat the
-users as the sample: they tell whether *these* trained models differ on users like these, while
-`p_seeds`, a paired t-test over seeds, tells whether training again would show it too.
+"12.34 ± 0.12" is mean and standard deviation (ddof = 1) over seeds; recjax/comparisons.py says what
+the paired tests take as their sample, recjax/claims.py how claims are read.
 """
 
 import collections
 import dataclasses
-import functools
 import json
 import os
 import pathlib
 import zipfile
 
 import numpy as np
-from scipy import stats
 
-from recjax import errors, record, tables
+from recjax import claims as claims_lib
+from recjax import comparisons, errors, record, sections, slices, tables
 
 METRICS = ("ndcg@10", "recall@10", "mrr")
-LEVEL = 0.05
-
-
-# Statistics.
-
-
-def holm(p):
-  """Returns Holm's (1979) step-down adjusted p-values, in the order given.
-
-  Sorted ascending, p_(i) becomes max over j <= i of (m - j + 1) p_(j), at most 1.
-  """
-  p = np.asarray(p, np.float64)
-  order = np.argsort(p, kind="stable")
-  stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-  adjusted = np.empty_like(p)
-  adjusted[order] = np.minimum(stepped, 1.0)
-  return adjusted
-
-
-def paired_ttest(diff):
-  """Returns (t, two-sided p) of the mean of paired differences [n] against zero.
-
-  Without variance the test says what the data says: (0, 1) where every difference is zero and
-  (±inf, 0) where all are equal but not zero. Fewer than two pairs decide nothing: (0, 1).
-  """
-  diff = np.asarray(diff, np.float64)
-  if len(diff) < 2 or not diff.any():
-    return 0.0, 1.0
-  mean, std = diff.mean(), diff.std(ddof=1)
-  if std <= 1e-12 * np.abs(diff).max():  # equal up to rounding, as np.std does not return 0 exactly
-    return float(np.copysign(np.inf, mean)), 0.0
-  t = mean / (std / np.sqrt(len(diff)))
-  return float(t), float(2 * stats.t.sf(abs(t), len(diff) - 1))
-
-
-def paired_bootstrap(diff, draws=10_000, seed=0, *, level=LEVEL, max_entries=1 << 22):
-  """Returns (low, high, p) for the mean of paired differences, resampling pairs.
-
-  The interval is the percentile interval of 1 - `level`; p = 2 min(P(mean* <= 0), P(mean* >= 0))
-  with one added to both counts and to `draws`, so it is never zero, and at most 1.
-
-  Args:
-    diff: [n] or [n, m]; the m columns share their resamples and give arrays [m].
-    draws: how many resamples.
-    seed: of the resamples.
-    level: 0.05 for a 95 % interval.
-    max_entries: bounds memory; resamples are drawn in blocks of about this many indices.
-  """
-  diff = np.asarray(diff, np.float64)
-  columns = diff.reshape(len(diff), -1)
-  means = _resampled_means(columns, draws, np.random.default_rng(seed), max_entries)
-  low, high = np.quantile(means, [level / 2, 1 - level / 2], axis=0)
-  tail = np.minimum((means <= 0).sum(axis=0), (means >= 0).sum(axis=0))
-  p = np.minimum(2 * (tail + 1) / (draws + 1), 1.0)
-  return (low, high, p) if diff.ndim > 1 else (float(low[0]), float(high[0]), float(p[0]))
-
-
-def _resampled_means(columns, draws, rng, max_entries):
-  # As a matrix of counts: one product serves all columns, where a gather would need [draws, n, m].
-  n = len(columns)
-  block = max(1, min(draws, max_entries // n))
-  means = np.empty((draws, columns.shape[1]))
-  for first in range(0, draws, block):
-    size = min(block, draws - first)
-    index = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-    counts = np.bincount(index.ravel(), minlength=size * n).reshape(size, n)
-    means[first:first + size] = counts.astype(np.float64) @ columns / n
-  return means
-
-
-def verdict(p_values, by_seed, *, level=LEVEL):
-  """Returns "better" or "worse" where all p-values are below `level` and all seeds agree.
-
-  Otherwise "undecided": a difference that changes its sign with the seed is one of these trained
-  models, not of the methods, however many users it was measured on.
-  """
-  signs = {np.sign(d) for d in by_seed}
-  if max(p_values) >= level or signs not in ({1}, {-1}):
-    return "undecided"
-  return "better" if signs == {1} else "worse"
+REFERENCES = ("popularity", "chance")  # of runs whose report does not list its own
+_DRAWS = 10_000
 
 
 # Runs.
@@ -107,36 +26,88 @@ def verdict(p_values, by_seed, *, level=LEVEL):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A finished run: its report.json, and values[CONTEXT/PROTOCOL/METRIC] [n] of `users` [n]."""
+  """A finished run: its report.json, and values[CONTEXT/PROTOCOL/METRIC] [n] of `users` [n].
+
+  `lengths` int [n] are the users' train lengths, `by_popularity[CONTEXT/PROTOCOL/METRIC]` [n,
+  slices] the means over a user's items of each popularity slice; None and {} for older runs.
+  """
   name: str
   seed: int
   report: dict
   users: np.ndarray
   values: dict
   curve: dict
+  lengths: np.ndarray | None = None
+  by_popularity: dict = dataclasses.field(default_factory=dict)
+
+  @property
+  def references(self):
+    """Returns the names of the reference rows whose values stand beside the run's own."""
+    return tuple(self.report.get("references", REFERENCES))
+
+
+def needed_metrics(config):
+  """Returns the metrics that a study's report reads of its runs, that of the curves first."""
+  headline = tuple(config.get("headline") or METRICS)
+  named = [claims_lib.target(claim, headline[0])[-1] for claim in config.get("claims") or ()]
+  return tuple(dict.fromkeys([*headline, *comparisons.tested((*headline, *named))]))
 
 
 def load_run(folder, name, seed, *, metrics=METRICS):
-  """Returns the `Run` in `folder`, with the per-user values of `metrics` only.
+  """Returns the `Run` in `folder`, with the values of `metrics` only.
 
   Raises:
     UserError: a file is missing or unreadable, or values are not finite or do not fit the users.
   """
   folder = pathlib.Path(folder)
-  path = folder / "per_user_test.npz"
   report = read_json(folder / "report.json")
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      users = arrays["external_users"]
-      values = {key: arrays[key] for key in arrays.files if key.rsplit("/", 1)[-1] in metrics}
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise errors.UserError(
-      f"{path}: cannot be read ({error}); delete {os.fspath(folder)!r} to run it again") from error
-  for key, array in values.items():
+  wanted = lambda key: "/" in key and key.rsplit("/", 1)[-1] in metrics
+  arrays = _read_arrays(
+    folder / "per_user_test.npz", ("external_users",), ("train_length",), wanted)
+  users, lengths = arrays.pop("external_users"), arrays.pop("train_length", None)
+  for key, array in arrays.items():
     if array.shape != users.shape or not np.isfinite(array).all():
-      raise errors.UserError(f"{path}: {key} is not one finite number for each of the {len(users)} "
-                             f"users; delete {os.fspath(folder)!r} to run it again")
-  return Run(name, seed, report, users, values, read_curve(folder / "metrics.jsonl", metrics[0]))
+      raise errors.UserError(
+        f"{folder / 'per_user_test.npz'}: {key} is not one finite number for each of the "
+        f"{len(users)} users; delete {os.fspath(folder)!r} to run it again")
+  if lengths is not None and lengths.shape != users.shape:
+    raise errors.UserError(f"{folder / 'per_user_test.npz'}: train_length does not fit the users; "
+                           f"delete {os.fspath(folder)!r} to run it again")
+  by_popularity = _load_positives(folder, len(users), report.get("context"), metrics)
+  return Run(name, seed, report, users, arrays, read_curve(folder / "metrics.jsonl", metrics[0]),
+             lengths, by_popularity)
+
+
+def _load_positives(folder, users, context, metrics):
+  """Returns `Run.by_popularity`, of the first context and the protocols that slices show."""
+  path = folder / "per_positive_test.npz"
+  if not path.is_file():
+    return {}
+  names = ("rows", "popularity")
+  wanted = lambda key: (key.startswith(f"{context}/")
+                        and any(slices.stands_for(key.rsplit("/", 1)[-1], metric)
+                                for metric in metrics))
+  arrays = _read_arrays(path, names, (), wanted)
+  rows, classes = (arrays.pop(name) for name in names)
+  bad = (any(array.shape != rows.shape or not np.isfinite(array).all()
+             for array in (classes, *arrays.values()))
+         or len(rows) and not (0 <= rows.min() <= rows.max() < users and classes.min() >= 0
+                               and classes.max() < len(slices.POPULARITY)))
+  if bad:
+    raise errors.UserError(f"{path}: does not fit the {users} users of per_user_test.npz; delete "
+                           f"{os.fspath(folder)!r} to run it again")
+  return {key: slices.by_user(array, rows, classes, users) for key, array in arrays.items()}
+
+
+def _read_arrays(path, required, optional, wanted):
+  """Returns {name: array} of an .npz: what is required, what there is of the rest."""
+  try:
+    with np.load(path, allow_pickle=False) as stored:
+      names = [*required, *(n for n in stored.files if n in optional or wanted(n))]
+      return {name: stored[name] for name in names}
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise errors.UserError(f"{path}: cannot be read ({error}); delete "
+                           f"{os.fspath(path.parent)!r} to run it again") from error
 
 
 def read_curve(path, metric):
@@ -177,90 +148,6 @@ def aggregate(nestings):
           for key in first if all(key in n for n in nestings)}
 
 
-def align(runs):
-  """Returns, for each run, the rows of the users that all runs share, in one common order."""
-  shared = functools.reduce(np.intersect1d, [run.users for run in runs])
-  rows = []
-  for run in runs:
-    order = np.argsort(run.users)
-    rows.append(order[np.searchsorted(run.users, shared, sorter=order)])
-  return rows
-
-
-def differences(ours, theirs, key_pairs):
-  """Returns (by_user [n, m], by_seed [S, m]): `ours` minus `theirs`, runs paired in order.
-
-  Args:
-    ours, theirs: lists of S runs, of the same seeds.
-    key_pairs: m pairs of a key of `ours` and a key of `theirs`.
-  """
-  rows = align(ours + theirs)
-  take = lambda run, row, key: run.values[key][row].astype(np.float64)
-  per_seed = np.stack([
-    np.stack([take(a, row_a, key_a) - take(b, row_b, key_b) for key_a, key_b in key_pairs], axis=-1)
-    for a, b, row_a, row_b in zip(ours, theirs, rows[:len(ours)], rows[len(ours):], strict=True)])
-  return per_seed.mean(axis=0), per_seed.sum(axis=1) / max(per_seed.shape[1], 1)
-
-
-def compare(runs, pairs, *, metrics=METRICS, draws=10_000, seed=0):
-  """Returns one dict for each pair and each context, protocol and metric that both sides have.
-
-  Holm's correction covers all pairs within one context, protocol and metric.
-
-  Args:
-    runs: {name: [Run, ...]}.
-    pairs: (label, run name, run name or "popularity"); the first minus the second is tested.
-    metrics: which of the per-user metrics to test.
-    draws: of the bootstrap.
-    seed: of the bootstrap.
-  """
-  entries = []
-  for label, a, b in pairs:
-    entries += _compare_pair(label, a, b, runs, metrics, draws, seed)
-  families = collections.defaultdict(list)
-  for entry in entries:
-    families[entry["context"], entry["protocol"], entry["metric"]].append(entry)
-  for family in families.values():
-    for test in ("p_t", "p_bootstrap"):
-      for entry, p in zip(family, holm([e[test] for e in family]), strict=True):
-        entry[f"{test}_holm"] = float(p)
-    for entry in family:
-      entry["verdict"] = verdict((entry["p_t_holm"], entry["p_bootstrap_holm"]), entry["by_seed"])
-  return entries
-
-
-def _compare_pair(label, a, b, runs, metrics, draws, seed):
-  ours = {run.seed: run for run in runs.get(a, ())}
-  theirs = ours if b == "popularity" else {run.seed: run for run in runs.get(b, ())}
-  seeds = sorted(ours.keys() & theirs.keys())
-  if not seeds:
-    return []
-  ours, theirs = [ours[s] for s in seeds], [theirs[s] for s in seeds]
-  other = lambda key: f"popularity/{key.split('/', 1)[1]}" if b == "popularity" else key
-  keys = [key for key in ours[0].values
-          if not key.startswith("popularity/") and key.rsplit("/", 1)[-1] in metrics
-          and all(key in x.values and other(key) in y.values
-                  for x, y in zip(ours, theirs, strict=True))]
-  if not keys:
-    return []
-  by_user, by_seed = differences(ours, theirs, [(key, other(key)) for key in keys])
-  if not len(by_user):  # Rows of different domains: no user to compare them on.
-    return []
-  low, high, p_bootstrap = paired_bootstrap(by_user, draws, seed)
-  entries = []
-  for i, key in enumerate(keys):
-    context, protocol, metric = key.split("/")
-    t, p_t = paired_ttest(by_user[:, i])
-    entries.append({
-      "label": label, "run": a, "against": b, "context": context, "protocol": protocol,
-      "metric": metric, "users": len(by_user), "seeds": seeds,
-      "difference": float(by_user[:, i].mean()), "by_seed": by_seed[:, i].tolist(),
-      "ci": [float(low[i]), float(high[i])],
-      "t": t if np.isfinite(t) else None, "p_t": p_t, "p_bootstrap": float(p_bootstrap[i]),
-      "p_seeds": paired_ttest(by_seed[:, i])[1] if len(seeds) >= 3 else None})
-  return entries
-
-
 def curves(runs):
   """Returns {"steps", "mean", "low", "high"} of the validation curves of one row's seeds.
 
@@ -275,40 +162,66 @@ def curves(runs):
           "low": (mean - std).tolist(), "high": (mean + std).tolist()}
 
 
+def baseline_of(config, run):
+  """Returns the run that a row is compared with, or None.
+
+  That is the study's `baseline`; where it has `baselines`, what these say of the run, if anything.
+  """
+  baselines = config.get("baselines")
+  other = baselines.get(run) if baselines else config.get("baseline")
+  return None if other == run else other
+
+
 def build(config, runs, *, states=(), command=""):
   """Returns the report of a study as a plain dict, everything that `write` prints.
 
   Args:
-    config: the study's config (see recjax/study.py).
+    config: the study's config (see recjax/study_plan.py).
     runs: finished runs, {run name: [Run, ...]}.
     states: one dict per planned run: name, seed, state, error, wall_s.
     command: what was typed.
   """
-  metrics = tuple(config.get("headline") or METRICS)
-  labels = {run: label for label, run in config.rows}
-  pairs = [(label, run, config.baseline) for label, run in config.rows if run != config.baseline]
+  metrics, rows = tuple(config.get("headline") or METRICS), tuple(config.get("rows") or ())
+  draws = config.get("bootstrap_draws") or _DRAWS
+  shown = {name: runs[name] for _, name in rows if name in runs}
+  context = next((group[0].report["context"] for group in shown.values()), None)
+  pairs = [(*row, baseline_of(config, row[1])) for row in rows if baseline_of(config, row[1])]
   versus = [tuple(pair) for pair in config.get("comparisons") or ()]
-  draws = config.get("bootstrap_draws") or 10_000
-  entries = compare(runs, pairs + versus, metrics=metrics, draws=draws)
+  entries = comparisons.compare(
+    runs, pairs + versus, metrics=comparisons.tested(metrics), draws=draws)
   for entry in entries:
     entry["to_baseline"] = (entry["label"], entry["run"], entry["against"]) in pairs
-  shown = [run for _, name in config.rows for run in runs.get(name, ())]
-  basis = runs.get(config.baseline) or shown
   everything = [run for group in runs.values() for run in group]
+  data = {run.report["data"]["name"]: run.report["data"] for run in everything}
+  table = [_row(label, name, runs.get(name, []), config) for label, name in rows]
+  primary = comparisons.per_user_metric(
+    metrics[0], {key.rsplit("/", 1)[-1] for group in shown.values() for key in group[0].values})
+  protocols = tables.slice_protocols({p for row in table for p in row["results"].get(context, {})})
+  movers = [pair for pair in pairs if config.runs[pair[1]].get("source")]
   return {
     "title": config.title,
     "finished": all(s["state"] == "done" for s in states),
     "generated": any(run.report["data"].get("generated") for run in everything),
     "command": command,
-    "seeds": list(config.seeds),
-    "context": basis[0].report["context"] if basis else None,
+    "seeds": list(config.get("seeds") or ()),
+    "context": context,
     "headline": list(metrics),
-    "baseline": labels.get(config.baseline, config.baseline),
-    "data": {run.report["data"]["name"]: run.report["data"] for run in everything},
-    "rows": [_row(label, name, runs.get(name, [])) for label, name in config.rows],
-    # Every run of the same data repeats these two, whatever its seed.
-    **{key: aggregate([basis[0].report[key]]) if basis else {} for key in ("popularity", "chance")},
+    "tested": primary,
+    "data": data,
+    "data_rows": _data_rows(config),
+    "rows": table,
+    "references": _references(shown),
     "comparisons": entries,
+    "slices": {
+      "protocols": protocols,
+      "missing": [name for name, group in shown.items()
+                  if not all("slices" in run.report for run in group)],
+      "gains": comparisons.by_slice(
+        runs, movers, metric=primary, context=context, protocols=protocols,
+        draws=max(draws // 5, 1)) if primary else []},
+    "claims": claims_lib.read(
+      config.get("claims") or (), runs, {run: label for label, run in rows}, context=context,
+      default=f"{(protocols or ['full'])[0]}/{metrics[0]}", draws=draws),
     "published": {label: dict(values) for label, values in (config.get("published") or {}).items()},
     "runs": {name: _cost(group) for name, group in runs.items() if group},
     "wall_s": sum(run.report["speed"].get("wall_s") or 0 for run in everything),
@@ -317,9 +230,52 @@ def build(config, runs, *, states=(), command=""):
   }
 
 
-def _row(label, name, runs):
-  return {"label": label, "run": name, "seeds": [run.seed for run in runs], "curve": curves(runs),
-          "results": aggregate([run.report["contexts"] for run in runs]) if runs else {}}
+def _row(label, name, runs, config):
+  labels, baseline = {run: label for label, run in config.rows}, baseline_of(config, name)
+  cut = [run.report.get("slices", {}) for run in runs]
+  return {"label": label, "run": name, "seeds": [run.seed for run in runs],
+          "baseline": labels.get(baseline, baseline),
+          "transfers": bool(config.runs[name].get("source")),
+          "data": runs[0].report["data"]["name"] if runs else None, "curve": curves(runs),
+          "results": aggregate([run.report["contexts"] for run in runs]) if runs else {},
+          "slices": {kind: _slice_row(cut, kind, "test") for kind in (cut[0] if cut else ())}}
+
+
+def _references(shown):
+  """Returns a row for every reference on every data set; all runs of one repeat the same."""
+  rows = {}
+  for group in shown.values():
+    for report in (run.report for run in group):
+      for name in report.get("references", REFERENCES):
+        row = rows.setdefault((name, report["data"]["name"]), {"results": {}, "slices": {}})
+        row["results"] |= aggregate([report[name]])
+        for kind, pieces in report.get("slices", {}).items():
+          if any(name in piece for piece in pieces.values()):
+            row["slices"][kind] = _slice_row([report["slices"]], kind, name)
+  several = len({data for _, data in rows}) > 1
+  order = sorted(rows, key=lambda key: key[0] != "chance")
+  return [{"name": name, "data": data, "label": f"{name}, {data}" if several else name,
+           **rows[name, data]} for name, data in order]
+
+
+def _slice_row(cut, kind, name):
+  """Returns {slice: {"users", ..., "results": {PROTOCOL: {METRIC: summary}}}} over seeds."""
+  if not all(kind in report for report in cut):
+    return {}
+  counts = ("users", "positives", "items", "interactions", "train_counts")
+  return {piece: {**{key: table[key] for key in counts if key in table},
+                  "results": aggregate([report[kind][piece].get(name, {}) for report in cut])}
+          for piece, table in cut[0][kind].items()}
+
+
+def _data_rows(config):
+  """Returns the rows of the table of data: {"label", "data", "manifest" or None, "published"}."""
+  rows = []
+  for label, name, published in config.get("data_rows") or ():
+    path = pathlib.Path(config.data_dir) / name / "manifest.json"
+    rows.append({"label": label, "data": name, "published": dict(published),
+                 "manifest": read_json(path) if path.is_file() else None})
+  return rows
 
 
 def _cost(runs):
@@ -334,12 +290,13 @@ def _cost(runs):
 
 
 def write(workdir, report):
-  """Writes report.json, report.md and the two plots; returns the markdown."""
+  """Writes report.json, report.md and the plots; returns the markdown."""
   from recjax import plots  # Here, because importing matplotlib takes longer than all the rest.
 
   workdir = pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
   images = plots.draw(workdir, report)
-  text = tables.markdown(report, images)
+  text = sections.markdown(report, images)
   record.write_json(workdir / "report.json", report)
   record.write_text(workdir / "report.md", text)
   return text

@@ -1,4 +1,4 @@
-"""The files of a run folder: config, restore report, test report, per-user values."""
+"""The files of a run folder: config, restore report, test report, values of users and items."""
 
 import json
 import os
@@ -7,8 +7,9 @@ import pathlib
 import jax
 import numpy as np
 
-from recjax import errors, record
+from recjax import errors, record, slices
 from recjax.evaluators import metrics
+from recjax.evaluators import values as values_lib
 
 HEADLINE = ("ndcg@10", "recall@10", "mrr")
 # Where things run and what they print: nothing that changes a run's numbers.
@@ -91,7 +92,13 @@ def make_evaluator(exp, split):
 
 
 def evaluate(exp, evaluator, params, workdir, *, write, split="test", name=None):
-  """Returns the report of `params` on `split` and writes the per-user values beside it.
+  """Returns the report of `params` on `split` and writes the values that its means are made of.
+
+  per_user_NAME.npz holds users int32 [n], external_users, train_length int32 [n] and, float32 [n],
+  CONTEXT/PROTOCOL/METRIC and REFERENCE/PROTOCOL/METRIC of every reference but chance.
+  per_positive_NAME.npz, of evaluators that tell held-out items apart, holds rows int32 [P] (whose
+  item it is), items int32, train_count int32, popularity int8 (place in slices.POPULARITY) and
+  CONTEXT/PROTOCOL/METRIC float32.
 
   Args:
     exp: an Experiment.
@@ -100,7 +107,7 @@ def evaluate(exp, evaluator, params, workdir, *, write, split="test", name=None)
     workdir: the run's folder.
     write: whether this process writes.
     split: "test" or "val".
-    name: of the file of per-user values, per_user_NAME.npz; the split by default.
+    name: of the files; the split by default.
   """
   config = exp.config
   try:
@@ -114,9 +121,15 @@ def evaluate(exp, evaluator, params, workdir, *, write, split="test", name=None)
           **{f"{reference}/{name.split('/', 1)[1]}": values
              for reference, theirs in references.items() if reference != "chance"
              for name, values in theirs.flat().items() if name.startswith(f"{first}/")}}
+  lengths = exp.data.lengths("train")[found.users].astype(np.int32)
+  counts = exp.data.item_counts("train")
   if write:
     _save_arrays(pathlib.Path(workdir) / f"per_user_{name or split}.npz", users=found.users,
-                 external_users=np.asarray(exp.data.user_ids)[found.users], **flat)
+                 external_users=np.asarray(exp.data.user_ids)[found.users], train_length=lengths,
+                 **flat)
+    if found.positives is not None:
+      _save_positives(pathlib.Path(workdir) / f"per_positive_{name or split}.npz", exp.data, counts,
+                      found.positives)
   manifest = exp.data.manifest
   keys = ("title", "generated", "users", "items", "mean_train_length", "evaluated_users")
   return {
@@ -126,7 +139,9 @@ def evaluate(exp, evaluator, params, workdir, *, write, split="test", name=None)
             "batch_size": config.batch_size, "jax": jax.__version__},
     "data": {**exp.data.identity(), **{key: manifest.get(key) for key in keys}},
     "context": first, split: means[first], "contexts": means, "references": list(references),
-    **{reference: theirs.means()[first] for reference, theirs in references.items()}}
+    **{reference: theirs.means()[first] for reference, theirs in references.items()},
+    "slices": slices.summarize({split: found, **references}, first, lengths, counts,
+                               np.asarray(exp.data.in_domain))}
 
 
 def finish(workdir, report, *, write):
@@ -152,6 +167,14 @@ def summary(report, split="test"):
                for m, v in zip(shown, cells, strict=True)]
       lines.append(f"{'':<34}{label:<16}" + "".join(cells))
   return "\n".join(lines)
+
+
+def _save_positives(path, data, counts, positives):
+  popularity = slices.of_popularity(np.where(data.in_domain, counts, 0))
+  flat = values_lib.Results(positives.rows, positives.values).flat()
+  _save_arrays(path, rows=positives.rows, items=positives.items,
+               train_count=counts[positives.items].astype(np.int32),
+               popularity=popularity[positives.items], **flat)
 
 
 def _save_arrays(path, **arrays):

@@ -58,20 +58,29 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
       params, inputs, rng)
     return grads, {"loss": loss, "weight": weight, **metrics}
 
+  def update(params, opt_state, inputs, rng):
+    grads, sums = _accumulate(differentiate, params, inputs, rng, micro_batches)
+    grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1), grads)
+    changes, opt_state = tx.update(grads, opt_state, params)
+    sums["grad_norm"] = optim.global_norm(grads)
+    return optim.apply_updates(params, changes), opt_state, sums
+
   def one(state, resident):
     sample_rng, prepare_rng, dropout_rng = jax.random.split(state.rng, 3)
     now = lambda rng: jax.random.fold_in(rng, state.step)
     # The sampler folds in epoch and step itself: an epoch's order is one permutation for its steps.
     batch = partition.constrain_rows(sample(resident, sample_rng, state.step), mesh)
     inputs = objective.prepare(now(prepare_rng), batch, resident)
-    grads, sums = _accumulate(differentiate, state.params, inputs, now(dropout_rng),
-                              micro_batches)
-    grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1), grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    state = state.replace(step=state.step + 1, opt_state=opt_state,
-                          params=optim.apply_updates(state.params, updates))
-    return state, {**sums, "grad_norm": optim.global_norm(grads),
-                   "examples": jnp.sum(batch["users"] > 0), "tokens": jnp.sum(batch["items"] > 0)}
+    rng = now(dropout_rng)
+    params, opt_state, first = update(state.params, state.opt_state, inputs, rng)
+    before = state.params
+    for turn in range(1, getattr(objective, "updates", 1)):
+      inputs = objective.again(apply_fn, before, inputs, rng)
+      rng, before = jax.random.fold_in(rng, turn), params
+      params, opt_state, _ = update(params, opt_state, inputs, rng)
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    return state, {**first, "examples": jnp.sum(batch["users"] > 0),
+                   "tokens": jnp.sum(batch["items"] > 0)}
 
   def many(state, resident, count):
     step = jax.jit(one)  # traced once, for the shapes and for the loop

@@ -5,6 +5,10 @@
 Run NAME of seed K lives in W/runs/NAME/seedK. Started again, a study skips complete runs and
 resumes cut ones; a failed run is reported and blocks only what transfers from it. What a study's
 config holds is listed in recjax/study_plan.py.
+
+With `cohort_size` runs that differ only in numbers (seed, learning rate, what they start from) are
+trained at once, see recjax/cohort.py; with `time_alone` the first of each kind is trained alone, so
+that the report can say what that saved.
 """
 
 import gc
@@ -17,13 +21,14 @@ import traceback
 
 from absl import flags
 
-from recjax import cli, errors, record, study_plan, tables
+from recjax import cli, errors, record, study_cohorts, study_plan, tables
 from recjax import report as report_lib
 
 FLAGS = flags.FLAGS
 
 
-def run_study(config, workdir, *, train=None, only=(), report_only=False, command=""):
+def run_study(config, workdir, *, train=None, train_together=None, only=(), report_only=False,
+              command=""):
   """Trains what is not complete yet, writes the report and returns it.
 
   `report["finished"]` says whether every run of the study is complete, and `report["states"]` how
@@ -33,6 +38,7 @@ def run_study(config, workdir, *, train=None, only=(), report_only=False, comman
     config: ConfigDict, see recjax/study_plan.py.
     workdir: folder of the report and of runs/.
     train: `train(config, workdir)` of one run (default: recjax.train.train_and_evaluate).
+    train_together: `train_together(configs, workdirs)` (default: recjax.cohort.train_and_evaluate).
     only: names of runs; these and what they transfer from are trained, nothing else.
     report_only: trains nothing and reports what is complete.
     command: what was typed, for the report.
@@ -44,6 +50,7 @@ def run_study(config, workdir, *, train=None, only=(), report_only=False, comman
   """
   workdir = pathlib.Path(workdir)
   study_plan.check(config)
+  sizes = study_cohorts.sizes(config)
   jobs = study_plan.plan(config, workdir)
   wanted = study_plan.selected(jobs, only)
   status = workdir / "status.json"
@@ -57,30 +64,64 @@ def run_study(config, workdir, *, train=None, only=(), report_only=False, comman
     study_plan.check_stored(wanted)
     workdir.mkdir(parents=True, exist_ok=True)
     record.write_json(workdir / "config.json", config.to_dict())
-    fresh = _run_all(wanted, train or _trainer(), lambda states: record.write_json(
-      status, {"command": command, "states": list({**past, **states}.values())}))
-  metrics = tuple(config.get("headline") or report_lib.METRICS)
+    choose = study_cohorts.Cohorts(wanted, sizes, time_alone=bool(config.get("time_alone")))
+    fresh = _run_all(wanted, choose, train or _trainer(), train_together or _together,
+                     lambda states: record.write_json(status, {
+                       "command": command, "states": list({**past, **states}.values())}))
+  metrics = report_lib.needed_metrics(config)
   finished, states = _collect(jobs, metrics, {**past, **fresh}, fresh)
-  if report_only and not finished:
+  if report_only and jobs and not finished:
     raise errors.UserError(f"no run in {os.fspath(workdir / 'runs')!r} is complete; "
                            "run the study without --report_only")
   result = report_lib.build(config, finished, states=states, command=command)
+  result["cohorts"] = study_cohorts.saved(jobs)
+  lines = [study_cohorts.describe(entry) for entry in result["cohorts"]]
+  result["notes"] = "\n".join(filter(None, [result["notes"].rstrip(), *lines]))
   report_lib.write(workdir, result)
   return result
 
 
-def _run_all(jobs, train, save):
+def _run_all(jobs, cohorts, train, together, save):
   """Returns {job key: state}; saves them and prints a line as each run ends."""
-  states = {}
-  for number, job in enumerate(jobs, 1):
-    where = f"[{number}/{len(jobs)}] {job.name} seed {job.seed}"
-    states[job.key] = state = _run_one(job, states, train, where)
-    cached = " (cached)" if state.get("cached") else ""
-    took = f" in {tables.duration(state['wall_s'])}" if state["wall_s"] is not None else ""
-    reason = f": {state['error']}" if state.get("error") else ""
-    print(f"{where}: {state['state']}{took}{cached}{reason}", flush=True)
-    save(states)
+  states, waiting = {}, list(jobs)
+  names = {job.key: f"[{number}/{len(jobs)}] {job.name} seed {job.seed}"
+           for number, job in enumerate(jobs, 1)}
+  while waiting:
+    chosen = cohorts.next(waiting)
+    done = _run_together(chosen, together, names) if len(chosen) > 1 else {}
+    for job in chosen:
+      waiting.remove(job)
+      where = names[job.key]
+      states[job.key] = state = done.get(job.key) or _run_one(job, states, train, where)
+      cached = " (cached)" if state.get("cached") else ""
+      took = f" in {tables.duration(state['wall_s'])}" if state["wall_s"] is not None else ""
+      reason = f": {state['error']}" if state.get("error") else ""
+      print(f"{where}: {state['state']}{took}{cached}{reason}", flush=True)
+      save(states)
     gc.collect()  # A run's arrays sit in cycles with its compiled steps; the next needs the memory.
+  return states
+
+
+def _run_together(jobs, together, names):
+  """Returns {job key: state} of jobs trained at once; who is not in it is to be trained alone."""
+  for job in jobs:
+    print(f"{names[job.key]}: running with {len(jobs) - 1} others", flush=True)
+  start = time.monotonic()
+  try:
+    found = together([job.config for job in jobs], [str(job.folder) for job in jobs])
+  except errors.Preempted:
+    raise
+  except Exception as error:  # What one of them cannot do, the others may.
+    record.warn(f"training {len(jobs)} runs at once failed ({type(error).__name__}: "
+                f"{' '.join(str(error).split())}); they are trained one by one")
+    return {}
+  each_s, states = (time.monotonic() - start) / len(jobs), {}
+  for job, report in zip(jobs, found, strict=True):
+    state = {"name": job.name, "seed": job.seed, "wall_s": each_s}
+    if isinstance(report, errors.UserError):
+      states[job.key] = state | {"state": "failed", "error": " ".join(str(report).split())}
+    elif job.is_complete():
+      states[job.key] = state | {"state": "done"}
   return states
 
 
@@ -130,6 +171,12 @@ def _trainer():
   from recjax import train  # Here, because a report of finished runs needs no jax.
 
   return train.train_and_evaluate
+
+
+def _together(configs, workdirs):
+  from recjax import cohort
+
+  return cohort.train_and_evaluate(configs, workdirs)
 
 
 def main(argv):

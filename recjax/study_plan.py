@@ -14,30 +14,47 @@ A study is a ConfigDict:
                    mode          transfer.mode, where there is a source
                    seeds         instead of the study's
                    source_seeds  seeds of the source, one per seed of this run (default: the same)
+                   cohort_size   instead of the study's
     rows         ((label, run name), ...): the rows of the tables, in order
-    baseline     the run that the others are compared with, one of the rows
-    comparisons  ((label, run, run or "popularity"), ...): further paired tests
+    baseline     the run that the other rows are compared with, one of the rows
+    baselines    instead of it {run: its own baseline}; rows that it does not name have none
+    comparisons  ((label, run, run or reference), ...): further paired tests
+    claims       ((text, ((run, run or reference), ...)[, "PROTOCOL/METRIC"]), ...): the text says
+                 that the first of each pair is better; the report says whether that holds
+                 (recjax/claims.py has the rule), by default for the first headline metric
     headline     metrics of the main tables (default ndcg@10, recall@10, mrr)
-    published    {row label: {"PROTOCOL/METRIC": percent}} to print beside ours
+    published    {row label: {"PROTOCOL/METRIC": number}} to print beside ours: percent for shares,
+                 as they are for errors
+    data_rows    ((label, data set, {manifest key: published}), ...) to print beside ours, where
+                 published is a text as printed ("622k"), None where it is not at hand, or
+                 (published, why ours differs); "feature_coverage/NAME" is a key within a key
+    cohort_size  how many runs that differ only in numbers are trained at once (default: 1)
+    time_alone   True: the first of such runs is trained alone, to tell what the others saved
     bootstrap_draws, notes
 
-Of these, title, data_dir, seeds, runs, rows and baseline are required, and of a run its config.
+Of these, title and data_dir are required, and of a run its config. A study has runs, then also
+seeds, rows and one of baseline and baselines, or data_rows, or both. References are the rows that
+every run of a kind brings along, as popularity.
 """
 
 import dataclasses
 import os
 import pathlib
+import re
 
 from recjax import errors, results, spec
 from recjax import report as report_lib
 from recjax.data import sequences
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-REQUIRED = ("title", "seeds", "runs", "rows", "baseline")
-STUDY_FIELDS = (*REQUIRED, "data_dir", "prepare", "overrides", "comparisons", "headline",
-                "published", "bootstrap_draws", "notes")
-RUN_FIELDS = ("config", "overrides", "source", "mode", "seeds", "source_seeds")
+REQUIRED = ("seeds", "runs", "rows")
+STUDY_FIELDS = ("title", *REQUIRED, "baseline", "baselines", "data_dir", "prepare", "overrides",
+                "comparisons", "claims", "headline", "published", "data_rows", "bootstrap_draws",
+                "notes", "cohort_size", "time_alone")
+REFERENCES = ("popularity", "global_mean", "item_bias", "item_user_bias")  # with values per user
+RUN_FIELDS = ("config", "overrides", "source", "mode", "seeds", "source_seeds", "cohort_size")
 _ABSENT = "absent"
+_PRINTED = re.compile(r"\d[\d,]*(\.\d+)?[kM]?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +79,31 @@ class Job:
 def check(config):
   """Raises `UserError` for the first thing in a study's config that cannot be meant."""
   _known("the study", config, STUDY_FIELDS)
-  if missing := [name for name in REQUIRED if not config.get(name)]:
+  needed = ("title",) if config.get("data_rows") and not config.get("runs") else (
+    "title", *REQUIRED, "baselines" if config.get("baselines") else "baseline")
+  if missing := [name for name in needed if not config.get(name)]:
     raise errors.UserError(f"the study's config lacks {', '.join(missing)}")
   if not config.get("data_dir"):
     raise errors.UserError("--config.data_dir=DIR is required: where the prepared data sets are")
+  _check_data_rows(config.get("data_rows") or ())
+  if not config.get("runs"):
+    return
   _unique("seeds", config.seeds)
   for name, run in config.runs.items():
     _check_run(name, run, config)
   labels, shown = [label for label, _ in config.rows], [run for _, run in config.rows]
   _unique("labels of rows", labels)
   _among("rows", shown, config.runs)
-  _among("baseline", [config.baseline], shown)
-  for _, ours, theirs in config.get("comparisons") or ():
-    _among("comparisons", [ours], shown)
-    _among("comparisons", [theirs], [*shown, "popularity"])
+  if config.get("baseline"):
+    _among("baseline", [config.baseline], shown)
+  for run, baseline in (config.get("baselines") or {}).items():
+    _among("baselines", [run, *([baseline] if baseline else [])], shown)
+  _check_pairs("comparisons", [pair[1:] for pair in config.get("comparisons") or ()], shown)
+  for claim in config.get("claims") or ():
+    _check_claim(claim, shown)
   _among("published", config.get("published") or (), labels)
+  _check_names("published", [name for row in (config.get("published") or {}).values()
+                             for name in row])
   ordered(config)
 
 
@@ -95,15 +122,16 @@ def ordered(config):
     path.pop()
     order.append(name)
 
-  for name in [*(run for _, run in config.rows), *config.runs]:
+  for name in [*(run for _, run in config.get("rows") or ()), *(config.get("runs") or ())]:
     visit(name)
   return order
 
 
 def plan(config, workdir):
   """Returns the `Job`s in the order to run: seed by seed, so that an early report has all rows."""
+  runs = config.get("runs") or ()
   waiting = [_job(config, pathlib.Path(workdir), name, seed)
-             for seed in dict.fromkeys(s for name in config.runs for s in _seeds(config, name))
+             for seed in dict.fromkeys(s for name in runs for s in _seeds(config, name))
              for name in ordered(config) if seed in _seeds(config, name)]
   jobs, keys = [], set()
   while waiting:  # With source_seeds, the source may have a later seed than the run.
@@ -125,11 +153,12 @@ def selected(jobs, only):
 
 
 def check_data(config, jobs):
-  """Raises `UserError` with the command to type where a data set of the jobs is not prepared."""
+  """Raises `UserError` with the command to type where a data set of the study is not prepared."""
   data_dir = os.fspath(config.data_dir)
   command = config.get("prepare") or (
     "python -m recjax.prepare --config=configs/data/NAME.py --raw_dir=RAW --data_dir={data_dir}")
-  for name in sorted({job.config.dataset for job in jobs}):
+  names = {job.config.dataset for job in jobs} | {row[1] for row in config.get("data_rows") or ()}
+  for name in sorted(names):
     if not (pathlib.Path(data_dir) / name / "manifest.json").is_file():
       raise errors.UserError(f"no prepared data set {name!r} in {data_dir!r}; run: "
                              f"{command.replace('{data_dir}', data_dir)}")
@@ -175,9 +204,9 @@ def _check_run(name, run, config):
   _known(where, run, RUN_FIELDS)
   if not run.get("config"):
     raise errors.UserError(f"{where} names no config")
-  if "/" in name or name.startswith(".") or name == "popularity":
+  if "/" in name or name.startswith(".") or name in (*REFERENCES, "chance"):
     raise errors.UserError(f"{where}: choose another name; it is also the name of a folder, and "
-                           "\"popularity\" is taken")
+                           f"{', '.join((*REFERENCES, 'chance'))} are taken")
   _unique(f"seeds of {where}", _seeds(config, name))
   source, mode = run.get("source"), run.get("mode")
   if bool(source) != (mode not in (None, "none")):
@@ -189,6 +218,39 @@ def _check_run(name, run, config):
     if len(source_seeds) != len(seeds):
       raise errors.UserError(f"{where}: source_seeds {source_seeds} must be one each for {seeds}")
     _among(f"source_seeds of {where}", source_seeds, _seeds(config, source))
+
+
+def _check_pairs(where, pairs, shown):
+  for ours, theirs in pairs:
+    _among(where, [ours], shown)
+    _among(where, [theirs], [*shown, *REFERENCES])
+
+
+def _check_claim(claim, shown):
+  if not (2 <= len(claim) <= 3 and isinstance(claim[0], str) and len(claim[1])
+          and all(len(pair) == 2 and not isinstance(pair, str) for pair in claim[1])):
+    raise errors.UserError("claims: each is (text, ((run, run), ...)) or that and "
+                           f"\"PROTOCOL/METRIC\", not {claim!r}")
+  _check_pairs(f"claim {claim[0]!r}", claim[1], shown)
+  _check_names(f"claim {claim[0]!r}", claim[2:])
+
+
+def _check_names(where, names):
+  for name in names:
+    if name.count("/") != 1 or not all(name.split("/")):
+      raise errors.UserError(f"{where}: {name!r} is not \"PROTOCOL/METRIC\"")
+
+
+def _check_data_rows(rows):
+  for row in rows:
+    if len(row) != 3:
+      raise errors.UserError(
+        f"data_rows: each is (label, data set, {{manifest key: published}}), not {row!r}")
+    for key, given in dict(row[2]).items():
+      printed = given[0] if isinstance(given, (tuple, list)) else given
+      if printed is not None and not _PRINTED.fullmatch(str(printed)):
+        raise errors.UserError(f"data_rows: {row[0]}, {key}: {printed!r} is no printed number, as "
+                               "\"6,040\", \"97.9\" or \"622k\"")
 
 
 def _seeds(config, name):

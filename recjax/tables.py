@@ -1,76 +1,100 @@
-"""A study's report in words and tables: markdown for the file, aligned text for the terminal."""
+"""Numbers as people print them, and a study's main table."""
+
+from recjax.evaluators import metrics as metrics_lib
 
 PROTOCOLS = ("full", "uniform100_domain", "pop100", "uniform100_global")
 HEADLINE_PROTOCOLS = ("full", "uniform100_global")
 SURVEY_PROTOCOL = "uniform100_global"
-SURVEY_METRICS = ("ndcg@3", "ndcg@5", "ndcg@10", "recall@3", "recall@5", "recall@10")
 EMPTY = "–"
-
-HOW_TO_READ = """\
-- Metrics are in percent: mean ± standard deviation over seeds. Chance and popularity have no seeds.
-- `full` ranks all items of the domain; the other protocols rank the true items among 100 sampled
-  negatives. Sampled metrics are easier by construction and may order systems differently.
-- The tests average each user's metric over the seeds and take the users as the sample. They say
-  whether these trained models differ on users like these; the ± and `p over seeds` (paired t-test
-  over seeds, from three seeds on, weak with few) say whether training again would show it too.
-- p-values of the two user tests are Holm-adjusted over all comparisons of one protocol and metric.
-  "better" and "worse" need both below 0.05 and a difference of the same sign in every seed."""
-
-
-def markdown(report, images=()):
-  """Returns report.md of a report from `recjax.report.build`; `images` are (title, file name)."""
-  parts = [f"# {report['title']}"]
-  if report["generated"]:
-    parts.append("**Generated data: the numbers show that everything works, not how well.**")
-  parts += [_unfinished(report), _what_ran(report)]
-  for context in _contexts(report):
-    parts += [f"## Results, context `{context}`",
-              _context_note(report, context), _table(*results(report, context))]
-  parts += [_survey_section(report), _significance_section(report)]
-  parts += [f"![{title}]({name})" for title, name in images]
-  parts += ["## How to read this", HOW_TO_READ]
-  if report["notes"]:
-    parts += ["## Notes", report["notes"].strip()]
-  return "\n\n".join(part for part in parts if part) + "\n"
+_NAMES = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit": "hit", "dcg": "DCG",
+          "rr": "reciprocal rank", "rmse": "RMSE", "mae": "MAE", "mse": "MSE",
+          "user_rmse": "RMSE per user", "user_mae": "MAE per user"}
 
 
 def headline(report):
   """Returns the main table as plain text for a terminal."""
   context = report["context"]
   if context is None:
-    return "no run of this study's rows is finished"
-  head, body = results(report, context, HEADLINE_PROTOCOLS)
+    return report["title"] if report["data_rows"] else "no run of this study's rows is finished"
+  head, body = results(report, context, slice_protocols(protocols(report)))
   generated = ", generated data" if report["generated"] else ""
-  title = f"{report['title']} (context {context}, percent{generated})"
-  return "\n".join([title, *("  ".join(row) for row in _padded([head, *body]))])
+  title = f"{report['title']} (context {context}{unit(report['headline'])}{generated})"
+  return "\n".join([title, *("  ".join(row) for row in padded([head, *body]))])
 
 
-def results(report, context, only=PROTOCOLS):
-  """Returns (header cells, rows of cells): chance, popularity and the study's rows in `context`."""
-  protocols = [p for p in only if p in _protocols(report)]
-  metrics = report["headline"]
-  header = [""]
-  for protocol in protocols:
-    header += [f"{protocol} {metric_name(metrics[0])}", *map(metric_name, metrics[1:])]
-  cells = lambda tree: [cell(tree.get(p, {}).get(m)) for p in protocols for m in metrics]
-  # Neither of the first two looks at the history, so they are the same in every context.
-  body = [["chance", *cells(report["chance"])], ["popularity", *cells(report["popularity"])]]
-  body += [[row["label"], *cells(row["results"].get(context, {}))] for row in report["rows"]]
+def unit(metrics):
+  """Returns ", percent" where all metrics are shares."""
+  return "" if any(map(metrics_lib.is_error, metrics)) else ", percent"
+
+
+def results(report, context, only=None):
+  """Returns (header cells, rows of cells): the references and the study's rows in `context`."""
+  names, metrics = only or protocols(report), report["headline"]
+  # References do not look at the history, so they are the same in every context.
+  trees = [(row["label"], row["results"]) for row in report["references"]]
+  trees += [(row["label"], row["results"].get(context, {})) for row in report["rows"]]
+  columns = [(p, m) for p in names for m in metrics
+             if any(m in tree.get(p, {}) for _, tree in trees)]
+  header, before = [""], None
+  for protocol, metric in columns:
+    header.append(metric_name(metric) if protocol == before else
+                  f"{protocol} {metric_name(metric)}")
+    before = protocol
+  body = [[label, *(cell(tree.get(p, {}).get(m), m) for p, m in columns)] for label, tree in trees]
   return header, body
 
 
-def cell(summary):
-  """Returns "12.34 ± 0.12" (percent) of a {"mean", "std"}, without ± where there is no spread."""
+def protocols(report):
+  """Returns the protocols of a study's rows, those of `PROTOCOLS` first."""
+  found = {p for row in report["rows"] for tree in row["results"].values() for p in tree}
+  return [*(p for p in PROTOCOLS if p in found), *sorted(found.difference(PROTOCOLS))]
+
+
+def slice_protocols(found):
+  """Returns those of the protocols `found` that get tables by slice: two, or what there is."""
+  return [p for p in HEADLINE_PROTOCOLS if p in found] or sorted(found)[:2]
+
+
+def number(value, metric, *, signed=False):
+  """Returns "12.34" (percent) of a share, "0.9560" of an error; signed for differences."""
+  sign = "+" if signed else ""
+  return f"{value:{sign}.4f}" if metrics_lib.is_error(metric) else f"{100 * value:{sign}.2f}"
+
+
+def cell(summary, metric):
+  """Returns "12.34 ± 0.12" of a {"mean", "std"}, without ± where there is no spread."""
   if summary is None:
     return EMPTY
-  mean = f"{100 * summary['mean']:.2f}"
-  return f"{mean} ± {100 * summary['std']:.2f}" if summary["std"] else mean
+  mean = number(summary["mean"], metric)
+  return f"{mean} ± {number(summary['std'], metric)}" if summary["std"] else mean
+
+
+def difference(entry):
+  """Returns "+0.34 [+0.18, +0.49]" of a comparison, without the interval where there is none."""
+  of = lambda value: number(value, entry["metric"], signed=True)
+  interval = f" [{of(entry['ci'][0])}, {of(entry['ci'][1])}]" if entry["ci"] else ""
+  return of(entry["difference"]) + interval
+
+
+def mark(verdict, *, transfer):
+  """Returns the verdict with an arrow; of a transfer row it says whether transfer helps or hurts.
+
+  The arrows point to better and worse, whichever way the metric counts.
+  """
+  words = {"better": "▲ helps", "worse": "▼ hurts"} if transfer else {
+    "better": "▲ better", "worse": "▼ worse"}
+  return words.get(verdict, verdict or "too few users")
 
 
 def metric_name(metric):
   """Returns "NDCG@10" for "ndcg@10"."""
   name, at, k = metric.partition("@")
-  return {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR"}.get(name, name) + at + k
+  return _NAMES.get(name, name) + at + k
+
+
+def count(value):
+  """Returns "5,811", or the sign of an empty cell for what is no whole number."""
+  return f"{value:,}" if isinstance(value, int) else EMPTY
 
 
 def p_value(p):
@@ -90,107 +114,30 @@ def duration(seconds):
   return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def _contexts(report):
-  found = dict.fromkeys(c for row in report["rows"] for c in row["results"])
-  return sorted(found, key=lambda c: c != report["context"])
+def as_printed(value, printed):
+  """Returns `value` with the digits and the unit of `printed`: 621521 is "622k" beside "620k"."""
+  digits = printed.rstrip("kM")
+  scale = {"": 1, "k": 1e3, "M": 1e6}[printed[len(digits):]]
+  places = len(digits.partition(".")[2])
+  return f"{value / scale:{',' if ',' in digits else ''}.{places}f}{printed[len(digits):]}"
 
 
-def _protocols(report):
-  return {p for row in report["rows"] for tree in row["results"].values() for p in tree}
+def parsed(printed):
+  """Returns the number that "6,040", "97.9" or "622k" stands for."""
+  digits = printed.rstrip("kM")
+  return float(digits.replace(",", "")) * {"": 1, "k": 1e3, "M": 1e6}[printed[len(digits):]]
 
 
-def _context_note(report, context):
-  seeds = {len(row["seeds"]) for row in report["rows"] if row["seeds"]}
-  count = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else str(*seeds)
-  return (f"Histories at test time: the user's `{context}` interactions. Percent, mean ± standard "
-          f"deviation over {count} seed{'' if count == '1' else 's'}.")
-
-
-def _unfinished(report):
-  bad = [s for s in report["states"] if s["state"] != "done" or s.get("note")]
-  if not bad:
-    return ""
-  lines = [f"- `{s['name']}` seed {s['seed']}: {s['state']}" + _reason(s) for s in bad]
-  return "\n".join(["## Runs that are missing or need attention", "", *lines])
-
-
-def _reason(state):
-  reason = " ".join((state.get("error") or state.get("note") or "").split())
-  return f" ({reason})" if reason else ""
-
-
-def _what_ran(report):
-  if not report["runs"]:
-    return "No run is complete."
-  number = lambda value: f"{value:,}" if isinstance(value, int) else EMPTY
-  data = _table(
-    ["data set", "users", "items", "interactions", "evaluated users", "mean train length"],
-    [[name, *(number(d.get(k)) for k in ("users", "items", "interactions", "evaluated_users")),
-      f"{d['mean_train_length']:.2f}" if d.get("mean_train_length") is not None else EMPTY]
-     for name, d in sorted(report["data"].items())])
-  runs = _table(
-    ["run", "data set", "seeds", "parameters", "steps", "best step", "examples/s", "time per run"],
-    [[name, r["data"], " ".join(map(str, r["seeds"])), number(r["parameters"]),
-      *(f"{r[k]:,.0f}" for k in ("steps", "best_step", "examples_per_s")), duration(r["wall_s"])]
-     for name, r in report["runs"].items()])
-  devices = ", ".join(sorted({r["devices"] for r in report["runs"].values()}))
-  lines = [f"Devices: {devices}. Total wall time of all runs: {duration(report['wall_s'])}."]
-  if report["command"]:
-    lines += ["", "```", report["command"], "```"]
-  return "\n\n".join(["## What was run", data, runs, "\n".join(lines)])
-
-
-def _survey_section(report):
-  context, published = report["context"], report["published"]
-  if context is None or SURVEY_PROTOCOL not in _protocols(report):
-    return ""
-  body = []
-  for label, tree, theirs in [
-      ("chance", report["chance"], {}), ("popularity", report["popularity"], {}),
-      *((row["label"], row["results"].get(context, {}), published.get(row["label"], {}))
-        for row in report["rows"])]:
-    ours = [cell(tree.get(SURVEY_PROTOCOL, {}).get(m)) for m in SURVEY_METRICS]
-    given = [theirs.get(f"{SURVEY_PROTOCOL}/{m}") for m in SURVEY_METRICS]
-    body.append([label, *(o if g is None else f"{o} [{g:.2f}]"
-                          for o, g in zip(ours, given, strict=True))])
-  note = " In brackets: the published number." if published else ""
-  return "\n\n".join([
-    f"## `{SURVEY_PROTOCOL}` at 3, 5 and 10",
-    f"Context `{context}`; 100 negatives drawn from both domains.{note}",
-    _table(["", *map(metric_name, SURVEY_METRICS)], body)])
-
-
-def _significance_section(report):
-  metric = report["headline"][0]
-  entries = [e for e in report["comparisons"]
-             if e["metric"] == metric and e["context"] == report["context"]]
-  if not entries:
-    return ""
-  order = lambda e: PROTOCOLS.index(e["protocol"]) if e["protocol"] in PROTOCOLS else len(PROTOCOLS)
-  body = [
-    [e["protocol"], f"{e['label']} – {report['baseline']}" if e["to_baseline"] else e["label"],
-     f"{100 * e['difference']:+.2f}", f"[{100 * e['ci'][0]:+.2f}, {100 * e['ci'][1]:+.2f}]",
-     p_value(e["p_t_holm"]), p_value(e["p_bootstrap_holm"]), p_value(e["p_seeds"]), e["verdict"]]
-    for e in sorted(entries, key=order)]
-  users = sorted({e["users"] for e in entries})
-  return "\n\n".join([
-    "## Significance",
-    f"Paired differences of {metric_name(metric)} in percentage points, context "
-    f"`{report['context']}`, {' or '.join(f'{n:,}' for n in users)} users. Other metrics and "
-    "contexts are in report.json.",
-    _table(["protocol", "comparison", "difference", "95 % CI", "p t-test (Holm)",
-            "p bootstrap (Holm)", "p over seeds", "verdict"], body)])
-
-
-def _table(header, body):
+def table(header, body):
+  """Returns a markdown table: text to the left, numbers to the right."""
   escaped = [[str(c).replace("|", "\\|") for c in row] for row in [header, *body]]
-  rows = _padded(escaped, narrowest=3)
+  rows = padded(escaped, narrowest=3)
   rule = ["-" * len(c) if i == 0 else "-" * (len(c) - 1) + ":" for i, c in enumerate(rows[0])]
   return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
 
 
-def _padded(rows, *, narrowest=0):
+def padded(rows, *, narrowest=0):
   """Returns rows of cells of one width per column: text to the left, numbers to the right."""
   widths = [max(narrowest, *map(len, column)) for column in zip(*rows, strict=True)]
-  pad = lambda i, cell: cell.rjust(widths[i]) if i else cell.ljust(widths[i])
-  return [[pad(i, cell) for i, cell in enumerate(row)] for row in rows]
+  pad = lambda i, text: text.rjust(widths[i]) if i else text.ljust(widths[i])
+  return [[pad(i, text) for i, text in enumerate(row)] for row in rows]

@@ -7,10 +7,14 @@ How a run starts, in this order of cases:
   2. W holds checkpoints: the newest sound one is resumed; a transfer is not repeated.
   3. the config names a source checkpoint: fresh parameters, then the transfer, then the optimizer.
   4. otherwise: fresh parameters.
+
+`run` is the story from top to bottom. It is a generator that asks for its steps to be taken, so
+that runs which differ only in numbers can take them in one program (recjax/cohort.py).
 """
 
 import collections
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -22,19 +26,16 @@ from recjax import (
   cli,
   errors,
   experiment,
-  objectives,
   optim,
   partition,
   record,
   results,
-  spec,
   transfer,
   trees,
 )
 from recjax import clock as clock_lib
+from recjax import setting as setting_lib
 from recjax import state as state_lib
-from recjax import step as step_lib
-from recjax.data import batches
 from recjax.evaluators import metrics
 
 FLAGS = flags.FLAGS
@@ -80,53 +81,78 @@ def train_and_evaluate(config, workdir):
     Preempted: a SIGTERM came; the state is saved and the same call goes on from there.
   """
   clock = clock_lib.Clock()
-  workdir = pathlib.Path(workdir)
   if (stored := results.finished(workdir)) is not None:
     results.check_same_config(workdir, config)
     return stored
   partition.initialize()
   partition.enable_compilation_cache()
-
-  # Data, model, durations.
   exp = experiment.build(config)
   if not exp.objective.trains:
-    return fit(config, workdir, exp, clock)
-  window = exp.model.max_len + exp.objective.extra_columns
-  resident = batches.resident(
-    exp.data, min_length=exp.objective.min_length, columns=exp.objective.columns,
-    slide=window if exp.objective.slide else None)
-  duration = dict(batch_size=config.batch_size, examples=len(resident["users"]))
-  total_steps = spec.steps(config, "total", **duration)
-  def every(name, default):
-    return max(spec.steps(config[name], "every", default=default, total=total_steps, **duration), 1)
-  cadence = {"log": every("log", total_steps), "eval": every("eval", total_steps)}
-  cadence["checkpoint"] = every("checkpoint", cadence["eval"])
+    return fit(config, pathlib.Path(workdir), exp, clock)
+  setting = setting_lib.set_up(exp)
+  story = run(config, workdir, setting, clock)
+  start = next(story)
+  state, step = start.state, int(start.state.step)
+  first_step, group = step, 1
 
-  # Both evaluators before training, so that a mistake in config.eval does not wait for its end.
-  if config.eval.metric not in (known := exp.metric_names()):
-    raise errors.UserError(f"eval.metric is {config.eval.metric!r}; there are {', '.join(known)}")
-  validation = exp.evaluator("val", contexts=("train",),
-                             protocols=(config.eval.metric.split("/")[0],))
-  test = results.make_evaluator(exp, "test")
+  # The step is compiled apart from the time that counts as training.
+  resident = partition.put(setting.resident, partition.replicated(exp.mesh))
+  with clock.measure("compile"):
+    train_steps = start.train_steps.lower(state, resident, np.int32(1)).compile()
+  with partition.Preemption() as preemption:
+    wanted = next(story)
+    while wanted:
+      count = min(wanted, group)
+      with clock.measure("train"):
+        state, sums = train_steps(state, resident, np.int32(count))
+        step += count
+        leave = preemption.requested(step)
+      get_sums = functools.partial(jax.device_get, sums)
+      wanted = story.send(setting_lib.Taken(count, get_sums, lambda x=state: x, leave))
+      if jax.process_count() == 1:  # Hosts must agree on the groups; only a lone one adapts them.
+        group = group_size(step - first_step, clock.total("train"))
+  next(story)
+  return finish(story, {})
+
+
+def finish(story, facts):
+  """Returns the report of a run that is evaluated; `facts` are added to its "speed"."""
+  try:
+    story.send(facts)
+  except StopIteration as end:
+    return end.value
+  raise RuntimeError("the run goes on after its end")
+
+
+def run(config, workdir, setting, clock):
+  """A run, as a generator: returns its report, or raises what `train_and_evaluate` does.
+
+  Yields a Start; then how many steps it wants at most, to be sent a Taken of some of them, until
+  that is 0; then, once it is evaluated, None, to be sent facts for "speed".
+
+  Args:
+    config: of the run.
+    workdir: its folder.
+    setting: of `setting.set_up`, for a config that differs from this one in numbers at most.
+    clock: Clock whose "train" counts the steps that others take for the run.
+  """
+  exp, workdir = setting.exp, pathlib.Path(workdir)
+  total_steps, cadence = setting.total_steps, setting.cadence
   smaller = metrics.is_error(config.eval.metric)
 
   # Parameters, what crosses from a source run, optimizer.
   resuming = checkpoint.has_checkpoint(workdir)
   if resuming:
     results.check_same_config(workdir, config)
-  params = exp.init_params(config.seed)
-  freeze = ((config.transfer.freeze, {"freeze": True}),) if config.transfer.freeze else ()
-  optim_plan = optim.plan(config.optim, params, extra_rules=freeze)
-  trainable = {leaf: not options["freeze"] for leaf, options in optim_plan.items()}
+  params = setting.init_params(config.seed)
+  tx, schedule, trainable = setting.make_optimizer(config, params)
   crossing = None
   if config.transfer.mode != "none" and not config.transfer.checkpoint:
     raise errors.UserError(f"transfer.mode={config.transfer.mode} needs transfer.checkpoint, the "
                            "--workdir of the source run")
   if config.transfer.checkpoint and not resuming:
     params, crossing = transfer_from(config.transfer, params, exp, trainable)
-  schedule = optim.make_schedule(config.optim, total_steps=total_steps, **duration)
-  tx = optim.make(config.optim, params, schedule=schedule, plan=optim_plan)
-  train_steps = make_steps(config, exp, tx, resident, trainable)
+  train_steps = setting.make_steps(tx, trainable)
 
   # From here on the run writes: what a user can get wrong was checked above.
   results.start(workdir, config, crossing, resuming=resuming, write=partition.is_first())
@@ -153,11 +179,9 @@ def train_and_evaluate(config, workdir):
                              active=partition.is_first(), tensorboard=config.log.tensorboard)
   announce(recorder, exp, params, trainable, crossing, step)
 
-  # The step is compiled apart from the time that counts as training.
-  resident = partition.put(resident, everywhere)
   with clock.measure("compile"):
-    train_steps = train_steps.lower(state, resident, np.int32(1)).compile()
-    norm = jax.jit(optim.global_norm).lower(state.params).compile()
+    setting.norm(state.params)
+  yield setting_lib.Start(state, train_steps)
 
   def save():
     progress.train_s += clock.lap("train")
@@ -165,43 +189,41 @@ def train_and_evaluate(config, workdir):
                      host=dataclasses.asdict(progress))
 
   # The loop: groups of steps that end where something is due, waited for a few groups later.
-  waiting, first_step, group = collections.deque(), step, 1
+  waiting = collections.deque()
   def collect(keep):
     while len(waiting) > keep:
       progress.add(fetch_sums(*waiting.popleft(), checkpoints))
     if not keep:  # Something may be evaluated or saved now, and the last update can overflow too.
-      check_finite(step, "parameter norm", norm(state.params), checkpoints)
+      check_finite(step, "parameter norm", setting.norm(state.params), checkpoints)
 
-  with partition.Preemption() as preemption:
-    while step < total_steps and not progress.stopped:
-      due = min([total_steps] + [(step // n + 1) * n for n in cadence.values()])
-      count = min(due - step, group)
-      with clock.measure("train"):
-        state, group_sums = train_steps(state, resident, np.int32(count))
-        waiting.append((step, group_sums))
-        step += count
-        leave = preemption.requested(step)
-        recorder.tick(step)
-        collect(keep=0 if step == due or leave else IN_FLIGHT)
-      if jax.process_count() == 1:  # Hosts must agree on the groups; only a lone one adapts them.
-        group = group_size(step - first_step, clock.total("train"))
-      at = {name: step % n == 0 or step == total_steps for name, n in cadence.items()}
-      if at["log"]:
-        log(recorder, step, clock, progress, schedule)
-      improved = False
-      if at["eval"]:
-        with clock.measure("evaluate"):
-          value = validate(recorder, step, validation, exp.predict, state.params,
-                           config.eval.metric)
-        improved = progress.update(step, value, config.eval.patience, smaller=smaller)
-      if improved or progress.stopped or at["checkpoint"] or leave:
-        save()
-      if leave and step < total_steps and not progress.stopped:
-        checkpoints.close()
-        recorder.close()
-        raise errors.Preempted(f"saved step {step} of {total_steps} in {workdir}; run the same "
-                               "command to go on")
+  while step < total_steps and not progress.stopped:
+    due = min([total_steps] + [(step // n + 1) * n for n in cadence.values()])
+    taken = yield due - step
+    with clock.measure("train"):
+      waiting.append((step, taken.get_sums))
+      step += taken.count
+      recorder.tick(step)
+      if step == due or taken.leave:
+        state = taken.get_state()
+      collect(keep=0 if step == due or taken.leave else IN_FLIGHT)
+    at = {name: step % n == 0 or step == total_steps for name, n in cadence.items()}
+    if at["log"]:
+      log(recorder, step, clock, progress, schedule)
+    improved = False
+    if at["eval"]:
+      with clock.measure("evaluate"):
+        value = validate(recorder, step, setting.validation, exp.predict, state.params,
+                         config.eval.metric)
+      improved = progress.update(step, value, config.eval.patience, smaller=smaller)
+    if improved or progress.stopped or at["checkpoint"] or taken.leave:
+      save()
+    if taken.leave and step < total_steps and not progress.stopped:
+      checkpoints.close()
+      recorder.close()
+      raise errors.Preempted(f"saved step {step} of {total_steps} in {workdir}; run the same "
+                             "command to go on")
   checkpoints.wait()
+  yield 0
 
   # The report: the best checkpoint on the test split, beside popularity and chance.
   if progress.stopped:
@@ -210,13 +232,14 @@ def train_and_evaluate(config, workdir):
   if progress.best_step not in (None, step):
     best = checkpoints.restore_params(progress.best_step, state.params)
   with clock.measure("evaluate"):
-    report = results.evaluate(exp, test, best, workdir, write=partition.is_first())
+    report = results.evaluate(exp, setting.test, best, workdir, write=partition.is_first())
   report["run"].update(
     steps=step, total_steps=total_steps, best_step=progress.best_step or step,
     best_validation=progress.best_value, stopped=progress.stopped, parameters=trees.count(params),
     trained_parameters=sum(int(np.prod(x.shape)) for leaf, x in trees.flatten(params).items()
                            if trainable[leaf]))
-  report["speed"] = speed(exp, clock, examples=progress.examples, train_s=progress.train_s)
+  facts = yield
+  report["speed"] = speed(exp, clock, examples=progress.examples, train_s=progress.train_s) | facts
   for context, table in report["contexts"].items():
     for protocol, values in table.items():
       recorder.write(step, "test", {f"{context}/{protocol}/{m}": v for m, v in values.items()})
@@ -286,23 +309,6 @@ def transfer_from(config, params, exp, trainable):
   return merged, report
 
 
-def make_steps(config, exp, tx, resident, trainable):
-  """Returns the jitted train steps of the run; see `step.make_train_steps`."""
-  batch, shards = config.batch_size, exp.mesh.devices.size
-  micro = config.micro_batch or batch
-  if batch % micro or micro % shards:
-    raise errors.UserError(f"batch_size={batch} must be a multiple of micro_batch={micro}, and "
-                           f"that of the {shards} devices")
-  longest = exp.model.max_len + exp.objective.extra_columns
-  lengths = np.minimum(resident["end"] - resident["begin"], longest)
-  sample = batches.make_sampler(num_users=len(lengths), batch_size=batch, length=int(lengths.max()),
-                                window=exp.objective.window)
-  room = objectives.losses.capacity(*exp.objective.label_statistics(lengths), rows=micro // shards)
-  return step_lib.make_train_steps(
-    apply_fn=exp.apply_fn, objective=exp.objective, tx=tx, sample=sample, mesh=exp.mesh,
-    trainable=trainable, micro_batches=batch // micro, shards=shards, capacity=room)
-
-
 def announce(recorder, exp, params, trainable, crossing, step):
   """Says what is about to be trained: data, parameters, what was transferred or resumed."""
   manifest = exp.data.manifest
@@ -318,9 +324,9 @@ def announce(recorder, exp, params, trainable, crossing, step):
     recorder.say(f"resumed at step {step}")
 
 
-def fetch_sums(first_step, sums, checkpoints):
+def fetch_sums(first_step, get_sums, checkpoints):
   """Returns the metrics of a group of steps as Python numbers; raises where training diverged."""
-  sums = {name: value.item() for name, value in jax.device_get(sums).items()}
+  sums = {name: value.item() for name, value in get_sums().items()}
   check_finite(first_step, "loss", sums["loss"], checkpoints)
   check_finite(first_step, "gradient norm", sums["grad_norm"], checkpoints)
   return sums

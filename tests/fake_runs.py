@@ -6,12 +6,16 @@ import pathlib
 import ml_collections
 import numpy as np
 
+from recjax import slices
 from recjax.data import sequences
+from recjax.evaluators import values as values_lib
 
 USERS = 300
 CONTEXTS = ("train", "train+val")
 PROTOCOLS = ("uniform100_global", "uniform100_domain", "pop100", "full")
 METRICS = ("ndcg@3", "ndcg@5", "ndcg@10", "recall@3", "recall@5", "recall@10", "mrr")
+ITEM_METRICS = ("hit@10", "dcg@10", "rr")
+RATING_METRICS = ("mse", "mae")  # per user; their runs also report the pooled rmse
 CONFIG_FILE = '''
 import ml_collections
 
@@ -20,6 +24,10 @@ def get_config(arg="tgt"):
     seed=0, data_dir="", dataset=arg, total_epochs=2, ks=(3, 5, 10),
     objective=dict(name="next_item"), transfer=dict(checkpoint=None, mode="none")))
 '''
+
+
+SPEED = {"examples_per_s": 1e4, "train_s": 10.0, "compile_s": 2.0, "wall_s": 75.0,
+         "peak_memory_gb": 0.5, "devices": 1, "platform": "cpu"}
 
 
 def make_data(data_dir, *names):
@@ -60,7 +68,7 @@ def make_trainer(gains=(), *, broken=(), calls=None):
   """Returns a `train(config, workdir)` that writes a finished run's files.
 
   Args:
-    gains: {transfer mode: what it adds to every metric}.
+    gains: {transfer mode: what it adds to every metric, or {slice of users: what it adds}}.
     broken: transfer modes that raise.
     calls: list to which each call's config is appended.
   """
@@ -74,12 +82,23 @@ def make_trainer(gains=(), *, broken=(), calls=None):
   return train
 
 
-def write_run(folder, config, gain=0.0, *, users=USERS):
-  """Writes the files of a finished run whose per-user metrics are shifted by `gain`."""
+def write_run(folder, config, gain=0.0, *, users=USERS, older=False):
+  """Writes the files of a finished ranking run.
+
+  Args:
+    folder: where to.
+    config: of the run.
+    gain: what is added to every metric of every user, or {slice of HISTORY: what is added there}.
+    users: how many there are.
+    older: leave out what earlier versions did not write: slices, single items, references.
+  """
   seed = config["seed"]
   rng = np.random.default_rng([seed, len(config["transfer"]["mode"])])
   level = np.random.default_rng(0).uniform(0.2, 0.6, users)  # of each user, the same in every run
-  order = rng.permutation(users)
+  lengths = np.random.default_rng(1).choice([2, 7, 30], users, p=[0.2, 0.5, 0.3])
+  if isinstance(gain, dict):
+    gain = np.array([gain.get(name, 0.0) for name in slices.HISTORY])[slices.of_history(lengths)]
+  gain, order = np.broadcast_to(gain, users), rng.permutation(users)
   values = {f"{c}/{p}/{m}": (level + gain + 0.05 * rng.standard_normal(users))[order].astype("f4")
             for c in CONTEXTS for p in PROTOCOLS for m in METRICS}
   values |= {f"popularity/{p}/{m}": (level - 0.1)[order].astype("f4")
@@ -87,10 +106,15 @@ def write_run(folder, config, gain=0.0, *, users=USERS):
   mean = lambda prefix: {p: {m: float(values[f"{prefix}/{p}/{m}"].mean()) for m in METRICS}
                          for p in PROTOCOLS}
   contexts = {c: mean(c) for c in CONTEXTS}
+  extra = {}
+  if not older:
+    extra = {"references": ["popularity", "chance"],
+             "slices": _write_positives(folder, values, lengths, order)}
   np.savez(folder / "per_user_test.npz", users=order.astype(np.int32) + 1,
-           external_users=np.array([b"u%d" % u for u in order]), **values)
-  rows = [{"step": step, "split": "val", "full/ndcg@10": 0.1 * (1 - 0.5 ** (step / 20)) + gain
-           + 0.004 * rng.standard_normal()} for step in range(0, 101, 10)]
+           external_users=np.array([b"u%d" % u for u in order]),
+           **({} if older else {"train_length": lengths[order].astype(np.int32)}), **values)
+  rows = [{"step": step, "split": "val", "full/ndcg@10": 0.1 * (1 - 0.5 ** (step / 20))
+           + gain.mean() + 0.004 * rng.standard_normal()} for step in range(0, 101, 10)]
   rows.append({"step": 5, "split": "train", "loss": 1.0})
   (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   (folder / "config.json").write_text(json.dumps(config))
@@ -103,5 +127,51 @@ def write_run(folder, config, gain=0.0, *, users=USERS):
     "context": "train", "test": contexts["train"], "contexts": contexts,
     "popularity": mean("popularity"),
     "chance": {p: dict.fromkeys(METRICS, 0.05) for p in PROTOCOLS},
-    "speed": {"examples_per_s": 1e4, "train_s": 10.0, "compile_s": 2.0, "wall_s": 75.0,
-              "peak_memory_gb": 0.5, "devices": 1, "platform": "cpu"}}))
+    "speed": SPEED, **extra}))
+
+
+def _write_positives(folder, values, lengths, order):
+  """Writes per_positive_test.npz of two held-out items a user; returns the report's slices."""
+  users = len(order)
+  counts = np.array([0, 0, 1, 2, 4, 7, 8])  # of items 1..6: cold, three in the tail, mid, head
+  rows = np.repeat(np.arange(users, dtype=np.int32), 2)
+  items = np.random.default_rng(2).integers(1, 7, (users, 2))[order].ravel().astype(np.int32)
+  value = lambda c, p: np.repeat(values[f"{c}/{p}/ndcg@10"], 2)
+  nest = lambda name: {name: {p: {m: value(name, p) for m in ITEM_METRICS} for p in PROTOCOLS}}
+  of = lambda name: values_lib.Results(
+    np.arange(users),
+    {"train": {p: {m: values[f"{name}/{p}/{m}"] for m in METRICS} for p in PROTOCOLS}},
+    values_lib.Positives(rows, items, {"train": nest(name)[name]}))
+  np.savez(folder / "per_positive_test.npz", rows=rows, items=items, train_count=counts[items],
+           popularity=slices.of_popularity(counts)[items],
+           **{f"train/{p}/{m}": value("train", p) for p in PROTOCOLS for m in ITEM_METRICS})
+  return slices.summarize({"test": of("train"), "popularity": of("popularity")}, "train",
+                          lengths[order], counts, np.ones(7, bool))
+
+
+def write_rating_run(folder, config, gain=0.0, *, users=USERS):
+  """Writes the files of a finished rating run; `gain` is added to every user's errors."""
+  rng = np.random.default_rng([config["seed"], 7])
+  level = np.random.default_rng(0).uniform(0.6, 1.2, users)
+  of_user = lambda shift: {m: (level + shift + 0.05 * rng.standard_normal(users)).astype("f4")
+                           for m in RATING_METRICS}
+  tables = {"train": of_user(gain), "item_user_bias": of_user(0.1), "global_mean": of_user(0.4)}
+  mean = lambda table: {"heldout": {"rmse": float(np.sqrt(table["mse"].mean())),
+                                    **{m: float(v.mean()) for m, v in table.items()}}}
+  lengths = np.random.default_rng(1).choice([2, 7, 30], users).astype(np.int32)
+  results = {name: values_lib.Results(np.arange(users), {"train": {"heldout": table}})
+             for name, table in (("test", tables["train"]), *list(tables.items())[1:])}
+  cut = slices.summarize(results, "train", lengths, np.zeros(2, int), np.array([False, True]))
+  np.savez(folder / "per_user_test.npz", users=np.arange(users) + 1,
+           external_users=np.array([b"u%d" % u for u in range(users)]), train_length=lengths,
+           **{f"{name}/heldout/{m}": v for name, t in tables.items() for m, v in t.items()})
+  rows = [{"step": step, "split": "val", "heldout/rmse": 1.2 - step / 500 + gain}
+          for step in range(0, 101, 10)]
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (folder / "config.json").write_text(json.dumps(config))
+  (folder / "report.json").write_text(json.dumps({
+    "run": {"seed": config["seed"], "steps": 100, "best_step": 90, "finished": True},
+    "data": {"name": config["dataset"], "generated": True, "users": users},
+    "context": "train", "test": mean(tables["train"]), "contexts": {"train": mean(tables["train"])},
+    "references": ["global_mean", "item_user_bias"], "slices": cut,
+    **{name: mean(tables[name]) for name in ("global_mean", "item_user_bias")}, "speed": SPEED}))

@@ -209,3 +209,32 @@ def test_attribute_tables():
     np.testing.assert_array_equal(table[[1, 2, 4]], want)
   with pytest.raises(errors.UserError, match="'actor'.*genre"):
     batches.attribute_tables(data, [("actor", 8, 1)])
+
+
+def test_sliding_windows_are_every_run_of_so_many_items():
+  slide = 4
+  resident = batches.resident(_data(), slide=slide)
+  windows = {user: [] for user in range(1, len(LENGTHS) + 1)}
+  for user, begin, end in zip(*(resident[k] for k in ("users", "begin", "end")), strict=True):
+    windows[int(user)].append(resident["items"][begin:end].tolist())
+  for user, found in windows.items():
+    mine = _train_items(user)
+    want = [mine[low:low + slide] for low in range(max(len(mine) - slide, 0) + 1)] if mine else []
+    assert sorted(found) == want
+
+
+def test_what_users_have_seen_is_of_the_pool_and_of_the_split():
+  data = evaluator_data.dataset([([5, 1, 5, 3], [2], [6]), ([], [1], [2]), ([6, 2], [1], [5])], 6,
+                                in_domain=[1, 2, 5, 6])
+  plain = batches.resident(data)
+  assert "seen_gaps" not in plain
+  for columns, pool, seen in ((("seen",), [1, 2, 5, 6], {1: [0, 2], 2: [], 3: [1, 3]}),
+                              (("seen", "global"), [1, 2, 3, 4, 5, 6],
+                               {1: [0, 2, 4], 2: [], 3: [1, 5]})):
+    table = batches.resident(data, columns=columns)
+    assert table["pool"].tolist() == pool
+    for user, places in seen.items():
+      begin, end = table["seen_begin"][user], table["seen_end"][user]
+      gaps = table["seen_gaps"][begin:end]
+      assert (gaps + np.arange(len(gaps))).tolist() == places
+    assert table["seen_begin"][0] == table["seen_end"][0]

@@ -1,13 +1,14 @@
 """Every config in configs/ builds, can be locked and overridden, and tells how it is run."""
 
 import ast
+import dataclasses
 import functools
 import pathlib
 import runpy
 
 import pytest
 
-from recjax import spec, train
+from recjax import models, objectives, spec, train
 from recjax.data import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -97,10 +98,28 @@ def demo_data(tmp_path_factory):
 
 @pytest.mark.parametrize("path", RUNS)
 def test_takes_a_step(path, demo_data, tmp_path):
-  config = spec.override(spec.load_config(path), {
+  config = spec.load_config(path)
+  protocol, metric = ("rating", "mae") if config.objective.name == "masked_rating" else (
+    "full", "mrr")
+  layers = "num_layers" in {f.name for f in dataclasses.fields(models.MODELS[config.model.name])}
+  config = spec.override(config, {
     "data_dir": demo_data, "dataset": "demo_tgt", "batch_size": 64, "micro_batch": None,
-    "total_epochs": None, "total_steps": 2, "model.num_layers": 1, "eval.max_users": 32,
-    "eval.protocols": ("full",), "log.tensorboard": False})
+    "total_epochs": None, "total_steps": 2, "eval.max_users": 32,
+    "eval.protocols": (protocol,), "log.tensorboard": False,
+    **({"model.num_layers": 1} if layers else {})})
   report = train.train_and_evaluate(config, tmp_path / "run")
-  assert report["run"]["steps"] == 2
-  assert 0 < report["test"]["full"]["mrr"] < 1
+  assert report["run"]["steps"] == (0 if config.objective.name == "untrained" else 2)
+  assert 0 < report["test"][protocol][metric] < (2 if protocol == "rating" else 1)
+
+
+@pytest.mark.parametrize("arg", ["sasrec", "bert4rec", "gsasrec", "sasrec_bce", "gru4rec",
+                                 "model=gsasrec,size=cpu,negatives=row"])
+def test_every_model_of_the_leaderboard_fits_its_objective(arg):
+  config = spec.load_config(f"configs/leaderboard_ml1m.py:{arg}")
+  model = models.make(**config.model.to_dict(), num_items=9, num_users=9, field_rows={})
+  objective = objectives.make(**config.objective.to_dict(), num_items=9, known=model.objectives)
+  assert model.max_len == 200
+  found = (model.item_width, objective.criterion, objective.num_negatives)
+  assert found == {"sasrec": (64, "softmax", 256), "bert4rec": (64, "softmax", 256),
+                   "gsasrec": (128, "gbce", 256), "sasrec_bce": (50, "bce", 1),
+                   "gru4rec": (128, "softmax", 256)}.get(arg, (64, "gbce", 256))

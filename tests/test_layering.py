@@ -11,11 +11,15 @@ everything but `train`), and every module has a row: the most exact one that fit
     step                                errors trees state optim partition
     transfer partition checkpoint       errors trees
     optim                               errors trees spec
-    tables                              errors
-    plots                               errors tables
-    report                              errors record tables plots
+    statistics slices                   errors
+    tables comparisons                  errors statistics slices evaluators.metrics
+    claims                              errors statistics comparisons evaluators.metrics
+    sections                            errors slices statistics tables claims
+                                        evaluators.metrics
+    plots                               errors slices tables evaluators.metrics
+    report                              errors record evaluators.metrics and all of the above
     study_plan                          errors spec report results data.sequences
-    results                             errors trees record data.* evaluators.*
+    results                             errors trees record slices data.* evaluators.*
     experiment                          errors trees state step partition checkpoint
                                         models.* objectives.* data.* evaluators.*
     models/ (one paper a file)          errors models.layers models.transformer;
@@ -24,7 +28,10 @@ everything but `train`), and every module has a row: the most exact one that fit
     data/                               errors spec data.*
     evaluators/                         errors data.* evaluators.*
     analysis                            errors trees record checkpoint data.sequences
-    train evaluate study recommend prepare  *; study also train
+    setting                             errors spec state step optim results experiment
+                                        objectives.* data.*
+    cohort_plan trials study_cohorts    no jax: errors, record, report and the like
+    train evaluate study cohort recommend prepare  *; study and cohort also train
 
 Whoever needs a library that one module owns goes through that module:
 
@@ -44,20 +51,25 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "recjax"
 MAX_LINES = 400
 
-ENTRIES = {"train", "evaluate", "study", "recommend", "prepare"}
+ENTRIES = {"train", "cohort", "evaluate", "study", "recommend", "prepare"}
 MAY_IMPORT = {
   "__init__": set(),
   "errors": set(),
-  **dict.fromkeys(("trees", "spec", "clock", "cli", "tables"), {"errors"}),
+  **dict.fromkeys(("trees", "spec", "clock", "cli", "statistics", "slices"), {"errors"}),
+  **dict.fromkeys(("tables", "comparisons"), {"errors", "statistics", "slices",
+                                              "evaluators.metrics"}),
+  "claims": {"errors", "statistics", "comparisons", "evaluators.metrics"},
+  "sections": {"errors", "slices", "statistics", "tables", "claims", "evaluators.metrics"},
   "record": {"errors", "clock"},
-  "plots": {"errors", "tables"},
+  "plots": {"errors", "slices", "tables", "evaluators.metrics"},
   "state": {"errors", "trees"},
   "step": {"errors", "trees", "state", "optim", "partition"},
   **dict.fromkeys(("transfer", "partition", "checkpoint"), {"errors", "trees"}),
   "optim": {"errors", "trees", "spec"},
-  "report": {"errors", "record", "tables", "plots"},
+  "report": {"errors", "record", "slices", "statistics", "comparisons", "claims", "tables",
+             "sections", "plots", "evaluators.metrics"},
   "study_plan": {"errors", "spec", "report", "results", "data.sequences"},
-  "results": {"errors", "trees", "record", "data.*", "evaluators.*"},
+  "results": {"errors", "trees", "record", "slices", "data.*", "evaluators.*"},
   "experiment": {"errors", "trees", "state", "step", "partition", "checkpoint", "models.*",
                  "objectives.*", "data.*", "evaluators.*"},
   "models.__init__": {"errors", "models.*"},
@@ -67,7 +79,12 @@ MAY_IMPORT = {
   "evaluators.*": {"errors", "data.*", "evaluators.*"},
   "analysis": {"errors", "trees", "record", "checkpoint", "data.sequences"},
   **dict.fromkeys(ENTRIES, {"*"}),
-  "study": {"*", "train"},
+  **dict.fromkeys(("study", "cohort"), {"*", "train"}),
+  "setting": {"errors", "spec", "state", "step", "optim", "results", "experiment", "objectives.*",
+              "data.*"},
+  "cohort_plan": {"errors"},
+  "trials": {"record", "evaluators.metrics"},
+  "study_cohorts": {"errors", "report", "tables", "cohort_plan"},
 }
 OWNERS = {
   "orbax": {"checkpoint"},

@@ -22,6 +22,7 @@ KINDS = {
   "survey_text": dict(name="bert4rec", variant="survey_text", user_width=8, **SMALL),
   "bert4rec": dict(name="bert4rec", variant="bert4rec", **SMALL),
   "sasrec": dict(name="sasrec", variant="sasrec", **SMALL),
+  "kang": dict(name="sasrec", variant="kang", **SMALL),
 }
 
 
@@ -115,8 +116,19 @@ def test_parameters_of_bert4rec_ml1m_64():
   assert trees.count(shapes) == 339_612
 
 
-def _block(*, index):
-  parts = ["attention/out", "attention/qkv", "attention_norm", "mlp/down", "mlp/up", "mlp_norm"]
+@pytest.mark.parametrize("layers_,width", [(2, 50), (3, 64)])
+def test_parameters_of_kangs_sasrec(layers_, width):
+  # Three projections and two dense layers d x d with biases, two norms; PAD, MASK, 200 positions.
+  _, shapes = _shapes(name="sasrec", variant="kang", num_items=3416, num_users=6040,
+                      num_layers=layers_, item_width=width, hidden=width)
+  block = 5 * (width**2 + width) + 4 * width
+  assert trees.count(shapes["encoder"]["block_0"]) == block
+  assert trees.count(shapes) == (3418 + 200) * width + layers_ * block + 2 * width
+
+
+def _block(*, index, attention=("out", "qkv")):
+  parts = [*(f"attention/{part}" for part in attention), "attention_norm", "mlp/down", "mlp/up",
+           "mlp_norm"]
   return [f"encoder/block_{index}/{part}/{leaf}" for part in parts
           for leaf in (["bias", "scale"] if part.endswith("norm") else ["bias", "kernel"])]
 
@@ -133,10 +145,14 @@ def _block(*, index):
     "head/transform/kernel"]),
   ("sasrec", ["item/embedding", "item_pos/embedding"],
    ["encoder/final_norm/bias", "encoder/final_norm/scale"]),
+  ("kang", ["item/embedding", "item_pos/embedding"],
+   ["encoder/final_norm/bias", "encoder/final_norm/scale"]),
 ])
 def test_parameter_paths_are_an_interface(kind, embed, others):
   # Checkpoints and transfer rules name them: renaming one breaks what people have stored.
-  want = [f"embed/{name}" for name in embed] + _block(index=0) + _block(index=1) + others
+  attention = ("query", "key", "value") if kind == "kang" else ("out", "qkv")
+  want = [f"embed/{name}" for name in embed] + others
+  want += _block(index=0, attention=attention) + _block(index=1, attention=attention)
   assert sorted(trees.flatten(_params(kind))) == sorted(want)
 
 
@@ -267,9 +283,12 @@ def _dense(p, x):
   return x @ p["kernel"] + p["bias"]
 
 
-def _attention(p, x, keep, heads, causal):
+def _attention(p, x, keep, heads, causal, source=None):
   batch, length, width = x.shape
-  query, key, value = np.split(_dense(p["qkv"], x), 3, axis=-1)
+  if source is None:
+    query, key, value = np.split(_dense(p["qkv"], x), 3, axis=-1)
+  else:
+    query, key, value = _dense(p["query"], x), _dense(p["key"], source), _dense(p["value"], source)
   out = np.zeros_like(x)
   for row in range(batch):
     for head in range(heads):
@@ -279,7 +298,7 @@ def _attention(p, x, keep, heads, causal):
       scores = np.where(allowed, scores, -1e9)
       weights = np.exp(scores - scores.max(-1, keepdims=True))
       out[row, :, part] = weights / weights.sum(-1, keepdims=True) @ value[row, :, part]
-  return _dense(p["out"], out)
+  return _dense(p["out"], out) if source is None else out
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -290,12 +309,16 @@ def test_a_block_is_what_the_paper_says(kind):
   act = {"relu": lambda x: np.maximum(x, 0),
          "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
          "gelu_erf": lambda x: np.asarray(x / 2 * jax.lax.erfc(-x / np.sqrt(2)))}[model.act]
-  attend = lambda x: _attention(p["attention"], x, items > 0, model.heads, model.causal)
+  attend = lambda x, source=None: _attention(p["attention"], x, items > 0, model.heads,
+                                             model.causal, source)
   feed = lambda x: _dense(p["mlp"]["down"], act(_dense(p["mlp"]["up"], x)))
   x = out["embedded"].astype(np.float64)
   for norm, part in (("attention_norm", attend), ("mlp_norm", feed)):
     if model.norm == "pre":
       x = x + part(_norm(p[norm], x))
+    elif model.norm == "query":  # what is added is the normed input; keys and values see the other
+      normed = _norm(p[norm], x)
+      x = normed + (part(normed, x) if part is attend else part(normed))
     else:
       x = _norm(p[norm], x + part(x))
   real = items > 0
@@ -330,6 +353,15 @@ def test_a_tied_head_scores_against_the_item_table():
   np.testing.assert_allclose(scores, out["encoded"] @ table[:N + 1].T, atol=1e-4)
 
 
+def test_kang_scales_items_where_they_are_read_alone():
+  items = _items()
+  scores, out = _run("kang", items)
+  p = {name: np.asarray(x["embedding"]) for name, x in _params("kang")["embed"].items()}
+  np.testing.assert_allclose(out["embedded"], p["item"][items] * np.sqrt(8) + p["item_pos"],
+                             atol=1e-5)
+  np.testing.assert_allclose(scores, out["encoded"] @ p["item"][:N + 1].T, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_of_pad_and_items_only(kind):
   assert _run(kind, _items())[0].shape == (B, T, N + 1)
@@ -357,6 +389,21 @@ def test_scoring_some_positions_is_part_of_scoring_all(kind):
   everything = everything.reshape(2, 2 * T, N + 1)
   want = np.stack([everything[shard][positions[shard]] for shard in range(2)])
   np.testing.assert_allclose(some, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["survey_code", "bert4rec", "kang"])  # one of each head
+def test_candidates_have_the_scores_that_they_have_among_all(kind):
+  items = np.concatenate([_items(), _items(1)[:1]])
+  users, rng = jnp.array([1, 2, 3, 4]), np.random.default_rng(0)
+  positions = jnp.array([[0, 5, 15], [8, 3, 12]], jnp.int32)
+  own, shared = rng.integers(0, N + 1, (2, 3, 4)), rng.integers(0, N + 1, (2, 1, 7))
+  run = jax.jit(lambda **where: _model(kind).apply(
+    {"params": _params(kind)}, jnp.asarray(items), users, _tables(), positions=positions,
+    **where)[0])
+  everything = np.asarray(run())
+  for found, ids in zip(run(candidates=(own, shared)), (own, shared), strict=True):
+    want = np.take_along_axis(everything, np.broadcast_to(ids, (2, 3, ids.shape[2])), -1)
+    np.testing.assert_allclose(found, want, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["survey_code", "bert4rec"])
@@ -389,13 +436,13 @@ def test_a_models_dropout_follows_the_key():
 
 
 @pytest.mark.parametrize("change,says", [
-  (dict(name="caser"), "model.name.*bert4rec, sasrec"),
+  (dict(name="markov"), "model.name.*bert4rec.*sasrec"),
   (dict(variant="huge"), "model.variant.*survey_code"),
   (dict(fields=(("actor", 4, 1),)), "model.fields.*genre"),
   (dict(heads=5), "does not split into 5 heads"),
   (dict(dtype="float8"), "model.dtype"),
   (dict(act="tanh"), "model.act.*relu"),
-  (dict(norm="Pre"), "model.norm.*pre, post"),
+  (dict(norm="Pre"), "model.norm.*pre, post, query"),
   (dict(output="none"), "model.output.*tied"),
   (dict(initializer="zero"), "model.initializer"),
   (dict(no_such=1), "no_such"),

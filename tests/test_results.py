@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from recjax import errors, record, results
+from recjax import errors, record, results, slices
+from recjax.data import sequences
 
 METRICS = {f"{name}@{k}" for name in ("ndcg", "recall") for k in (3, 5, 10)} | {"mrr"}
 PROTOCOLS = {"full", "uniform100_domain"}
@@ -17,8 +18,9 @@ PROTOCOLS = {"full", "uniform100_domain"}
 
 def test_report_has_the_agreed_form():
   report = json.loads((tiny.finished() / "report.json").read_text())
-  assert set(report) == {"run", "data", "context", "test", "contexts", "popularity", "chance",
-                         "speed"}
+  assert set(report) == {"run", "data", "context", "test", "contexts", "references", "popularity",
+                         "chance", "slices", "speed"}
+  assert report["references"] == ["popularity", "chance"]
   assert {"name", "seed", "steps", "best_step", "parameters", "objective", "model",
           "transfer_mode", "finished"} <= set(report["run"])
   assert report["run"]["finished"] is True and report["run"]["transfer_mode"] == "none"
@@ -42,6 +44,7 @@ def test_means_are_those_of_the_users():
   with np.load(workdir / "per_user_test.npz", allow_pickle=False) as stored:
     arrays = dict(stored)
   users, external = arrays.pop("users"), arrays.pop("external_users")
+  assert arrays.pop("train_length").tolist() == _data().lengths("train")[users].tolist()
   assert users.dtype == np.int32 and len(users) == 55
   ids = np.load(tiny.root() / "data" / "tgt" / "user_ids.npy")
   assert external.dtype.kind == "S" and np.array_equal(external, ids[users])
@@ -55,6 +58,48 @@ def test_means_are_those_of_the_users():
   for name, values in arrays.items():
     assert values.dtype == np.float32 and values.shape == users.shape
     assert float(np.mean(values, dtype=np.float64)) == pytest.approx(expected[name], abs=1e-12)
+
+
+def _data():
+  return sequences.load(tiny.root() / "data", "tgt")
+
+
+def test_single_items_and_slices_are_those_of_the_users():
+  workdir, data = tiny.finished(), _data()
+  report = json.loads((workdir / "report.json").read_text())
+  with np.load(workdir / "per_positive_test.npz", allow_pickle=False) as stored:
+    each = dict(stored)
+  with np.load(workdir / "per_user_test.npz", allow_pickle=False) as stored:
+    users, lengths = stored["users"], stored["train_length"]
+    mrr = stored["train/full/mrr"]
+  begin, end = data.span("test")
+  assert each["items"].tolist() == [
+    item for user in users for item in np.unique(data.items[begin[user]:end[user]])]
+  counts = data.item_counts("train")
+  assert each["train_count"].tolist() == counts[each["items"]].tolist()
+  assert {key for key in each if "/" in key} == {
+    f"{context}/{protocol}/{metric}" for context in ("train", "train+val")
+    for protocol in PROTOCOLS for metric in ("hit@10", "dcg@10", "rr")}
+  # One test item a user, so that it is worth what its user is.
+  assert each["rows"].tolist() == list(range(len(users)))
+  np.testing.assert_array_equal(each["train/full/rr"], mrr)
+  for name, low, high in (("1-3", 1, 3), ("4-10", 4, 10), ("11-50", 11, 50)):
+    keep = (lengths >= low) & (lengths <= high)
+    piece = report["slices"]["history"][name]
+    assert piece["users"] == keep.sum()
+    expected = {"mrr": pytest.approx(mrr[keep].mean())} if keep.any() else {}
+    assert expected.items() <= piece["test"].get("full", {}).items()
+  assert max(piece["users"] for piece in report["slices"]["history"].values()) > 10
+  for place, name in enumerate(slices.POPULARITY):
+    keep = each["popularity"] == place
+    piece = report["slices"]["popularity"][name]
+    assert piece["positives"] == keep.sum()
+    assert set(piece) >= {"test", "popularity", "chance"}
+    if keep.any():
+      assert piece["test"]["full"]["rr"] == pytest.approx(mrr[keep].mean())
+      bounds = piece["train_counts"]
+      assert bounds[0] <= each["train_count"][keep].min() <= each["train_count"][keep].max() <= (
+        bounds[1])
 
 
 def test_metrics_rows_have_step_and_split():
@@ -145,7 +190,9 @@ def test_a_workdir_that_cannot_be_is_a_users_error(tmp_path):
 def test_summary_has_a_row_for_every_table():
   report = json.loads((tiny.finished() / "report.json").read_text())
   lines = results.summary(report).splitlines()
-  assert lines[0] == "GENERATED data" and len(lines) == 2 + 3 * len(PROTOCOLS)
+  assert lines[0] == "GENERATED data" and len(lines) == 1 + 4 * len(PROTOCOLS)
   cell = f"{100 * report['test']['full']['ndcg@10']:.2f}"
-  assert any(cell in line and line.startswith("full") for line in lines)
+  assert lines[1].startswith("full") and cell in lines[2]
+  firsts = [line.split()[0] for line in lines[2:5]]
+  assert firsts == [report["run"]["model"], "popularity", "chance"]
   assert pathlib.Path(tiny.finished(), "config.json").is_file()

@@ -156,7 +156,8 @@ def test_keeps_latest_and_best_and_nothing_else():
   assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == sorted(
     [str(best), "16", "18"])
   assert sorted(p.name for p in workdir.iterdir()) == [
-    "checkpoints", "config.json", "metrics.jsonl", "per_user_test.npz", "report.json"]
+    "checkpoints", "config.json", "metrics.jsonl", "per_positive_test.npz", "per_user_test.npz",
+    "report.json"]
 
 
 # Devices.

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def no_plots(monkeypatch):
   """Plots take longer than all the rest; tests/test_report.py and the command here draw them."""
   monkeypatch.setattr(plots, "draw", lambda workdir, report: [])
+  monkeypatch.setattr(study.gc, "collect", lambda: None)  # takes longer than a fake run
 
 
 def run(config, folder, *, calls=None, **kw):
@@ -187,7 +188,23 @@ def change(path, value):
   (change("rows", (("none", "nope"),)), "rows: there is no 'nope'"),
   (change("seeds", (1, 1)), "holds one of them twice"),
   (change("comparisons", (("x", "popularity", "none"),)), "there is no 'popularity'"),
+  (change("comparisons", (("x", "none", "nobody"),)), "comparisons: there is no 'nobody'"),
   (change("published", {"nobody": {}}), "published: there is no 'nobody'"),
+  (lambda config: config.published.update({"none": {"ndcg@10": 1.0}}),
+   "published: 'ndcg@10' is not \"PROTOCOL/METRIC\""),
+  (lambda config: config.update(baselines={"model": "nobody"}), "baselines: there is no 'nobody'"),
+  (lambda config: config.update(baselines={"z_source": "none"}), "there is no 'z_source'"),
+  (lambda config: config.update(baseline=None), "lacks baseline"),
+  (lambda config: config.update(claims=(("x", ()),)), "claims: each is"),
+  (lambda config: config.update(claims=(("x", ("none",)),)), "claims: each is"),
+  (lambda config: config.update(claims=(("x", (("none", "nobody"),)),)), "there is no 'nobody'"),
+  (lambda config: config.update(claims=(("x", (("model", "none"),), "mrr"),)),
+   "claim 'x': 'mrr' is not"),
+  (lambda config: config.update(data_rows=(("x", "tgt"),)), "data_rows: each is"),
+  (lambda config: config.update(data_rows=(("x", "tgt", {"users": "many"}),)),
+   "data_rows: x, users: 'many' is no printed number"),
+  (lambda config: config.update(data_rows=(("x", "gone", {"users": None}),)),
+   "no prepared data set 'gone'"),
   (change("runs.a_source.overrides", (("objective.nome", 1),)),
    "run 'a_source': unknown config field 'objective.nome'"),
   (change("runs.a_source.overrides", ("objective.name", "x")), "run 'a_source': config .* fails"),
@@ -241,6 +258,20 @@ def test_the_shipped_studies_are_well_formed(name, seeds, runs):
   order = study_plan.ordered(config)
   assert len(order) == 7 and order.index("source_mip") < order.index("model_mip")
   assert len(study_plan.plan(config, "w")) == runs
+
+
+def test_a_table_of_data_is_a_study_without_runs():
+  config = spec.load_config(str(ROOT / "configs/studies/table1.py"))
+  with config.unlocked():
+    config.data_dir = "anywhere"
+  study_plan.check(config)
+  assert study_plan.plan(config, "w") == []
+  with pytest.raises(errors.UserError, match="no prepared data set 'ml1m' in 'anywhere'"):
+    study_plan.check_data(config, [])
+  with config.unlocked():
+    config.runs = {"none": {"config": "x.py"}}
+  with pytest.raises(errors.UserError, match="lacks seeds, rows, baseline"):
+    study_plan.check(config)
 
 
 def test_configs_are_found_from_another_folder(tmp_path, monkeypatch):

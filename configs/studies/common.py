@@ -47,6 +47,14 @@ def transfer_study(title, *, prepare, source, target, seeds, source_seeds=None):
     ("NIP: model – embedding", "model_nip", "embedding_nip"),
     ("MIP: model – embedding", "model_mip", "embedding_mip"),
   )
+  moved = ("embedding_nip", "embedding_mip", "model_nip", "model_mip")
+  config.claims = (
+    ("Pre-training helps", tuple((run, "none") for run in moved)),
+    ("Model transfer is better than embedding transfer",
+     (("model_nip", "embedding_nip"), ("model_mip", "embedding_mip"))),
+    ("Pre-training with MIP is better than with NIP",
+     (("embedding_mip", "embedding_nip"), ("model_mip", "model_nip"))),
+  )
   config.published = {}
   config.notes = """\
 - NIP: next item prediction, MIP: masked item prediction. Both name the pre-training task; every

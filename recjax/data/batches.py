@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax import errors
+from recjax.data import sequences
 
 ROUNDS = 8
 WINDOWS = ("last", "prefix", "random")
@@ -19,11 +20,13 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=()):
     min_length: users with fewer are left out.
     slide: every window of so many items is an example (a shorter user gives one). None: every user
       is one, whole.
-    columns: "ratings" adds what users gave.
+    columns: "ratings" adds what users gave, "seen" which items of the pool they own in `split` (see
+      `objectives.negatives`); with "global" the pool is all items, those of other domains included.
 
   Returns:
     {"items" int32 [R], "users" int32 [n], "begin" and "end" [n] rows of each example, "pool" int32
-    [M] the domain's item ids}; "ratings" float32 [R]. Row numbers are int32 while they fit.
+    [M] the domain's item ids}; "ratings" float32 [R]; "seen_gaps" int32 [R' + 1], "seen_begin" and
+    "seen_end" [U + 1]. Row numbers are int32 while they fit.
   """
   begin, end = data.span(split)
   users = np.flatnonzero(end - begin >= min_length)
@@ -41,19 +44,21 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=()):
     begin = np.maximum(begin, end - slide)
   arrays = {"items": np.asarray(data.items), "users": users.astype(np.int32),
             "begin": begin.astype(np.int32), "end": end.astype(np.int32),
-            "pool": np.flatnonzero(data.in_domain).astype(np.int32)}
+            "pool": _pool(data, everything="global" in columns)}
   if "ratings" in columns:
     if data.ratings is None:
       raise errors.UserError(f"data set {data.name!r} has no ratings")
     arrays["ratings"] = np.asarray(data.ratings, np.float32)
+  if "seen" in columns:
+    arrays |= _seen(data, split, arrays["pool"])
   return arrays
 
 
 def make_sampler(*, num_users, batch_size, length, window):
   """Returns sample(resident, rng, step) -> batch, to be called inside jit.
 
-  Every epoch visits each of the `num_users` examples once, in an order of its own; the last batch of
-  an epoch is filled up with rows of user 0 and padding. The batch is {"items" int32 [B, length]
+  Every epoch visits each of the `num_users` examples once, in an order of its own; the last batch
+  of an epoch is filled up with rows of user 0 and padding. The batch is {"items" int32 [B, length]
   left-padded, "users" int32 [B]}, and "ratings" float32 [B, length] where they are resident.
 
   Windows: "last" ends at a user's last item; "prefix" at the k-th, k uniform over 3..n (shorter
@@ -143,6 +148,31 @@ def attribute_tables(data, fields, *, extra_tokens=0):
 def field_rows(data):
   """Returns {attribute: rows of its table}: its values and one for "unknown"."""
   return {name: len(feature.ids) for name, feature in data.features.items()}
+
+
+def _pool(data, *, everything):
+  offered = np.ones_like(data.in_domain) if everything else np.array(data.in_domain)
+  offered[0] = False
+  return np.flatnonzero(offered).astype(np.int32)
+
+
+def _seen(data, split, pool):
+  """Returns the table that `objectives.negatives` searches.
+
+  User u's entries seen_begin[u]:seen_end[u] are s_i - i for the ascending distinct places s_i in
+  `pool` of what it owns; one entry more at the end, which is nobody's, keeps look-ups in range.
+  """
+  begin, end = data.span(split)
+  place = np.full(data.num_items + 1, -1, np.int64)
+  place[pool] = np.arange(len(pool))
+  places = place[sequences.take_ranges(data.items, begin, end)]
+  keys = np.repeat(np.arange(len(begin)), end - begin) * len(pool) + places
+  owner, places = np.divmod(np.unique(keys[places >= 0]), len(pool))
+  last = np.cumsum(np.bincount(owner, minlength=len(begin)))
+  first = np.concatenate([[0], last[:-1]])
+  gaps = places - (np.arange(len(places)) - first[owner])
+  return {"seen_gaps": np.append(gaps, 0).astype(np.int32), "seen_begin": first.astype(np.int32),
+          "seen_end": last.astype(np.int32)}
 
 
 def _hash(x):

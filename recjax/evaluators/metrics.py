@@ -21,6 +21,19 @@ def names(ks):
   return [f"{name}@{k}" for name in ("ndcg", "recall") for k in ks] + ["mrr"]
 
 
+def per_positive(greater, equal, k):
+  """Returns {"hit@k", "dcg@k", "rr"}, float64 of the shape of the counts: each positive by itself.
+
+  Recall@k, NDCG@k and reciprocal rank as if a positive were its user's only one (DCG and NDCG are
+  then the same), in the rank that it has among all candidates, other positives included.
+  """
+  top = int(np.max(greater + equal, initial=0)) + 1
+  harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1.0, top + 1))])
+  return {f"hit@{k}": _mean_gain(greater, equal, np.arange(k + 1, dtype=np.float64)),
+          f"dcg@{k}": _mean_gain(greater, equal, _discounts(k)),
+          "rr": (harmonic[greater + equal + 1] - harmonic[greater]) / (equal + 1)}
+
+
 def is_error(metric):
   """Returns whether a metric measures errors: smaller is better, and it is no share."""
   return metric.endswith(("rmse", "mae", "mse"))
@@ -28,7 +41,7 @@ def is_error(metric):
 
 def ndcg(greater, equal, mask, k):
   """Returns NDCG@k [n]: binary gains, discount 1 / log2(rank + 1), ideal over min(k, positives)."""
-  gains = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(k) + 2))])
+  gains = _discounts(k)
   best = gains[np.minimum(mask.sum(axis=1), k)]
   return _ratio(_expected_gain(greater, equal, mask, gains), best)
 
@@ -65,10 +78,18 @@ def mrr(greater, equal, mask):
 
 def _expected_gain(greater, equal, mask, gains):
   """Returns the expected sum over positives of gain(rank); gains[r] adds ranks 1..r, up to k."""
+  return np.where(mask, _mean_gain(greater, np.where(mask, equal, 0), gains), 0.0).sum(axis=1)
+
+
+def _mean_gain(greater, equal, gains):
+  """Returns the mean gain over the ranks that each positive may have."""
   k = len(gains) - 1
-  equal = np.where(mask, equal, 0)
   low, high = np.minimum(greater, k), np.minimum(greater + equal + 1, k)
-  return np.where(mask, (gains[high] - gains[low]) / (equal + 1), 0.0).sum(axis=1)
+  return (gains[high] - gains[low]) / (equal + 1)
+
+
+def _discounts(k):
+  return np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(k) + 2))])
 
 
 def _first_hit(above, size, hits):

@@ -25,7 +25,8 @@ def _run(ranking, item_scores):
   # Neither row looks at the history, so one context stands for all.
   first = ranking.run(_score, item_scores, contexts=ranking.contexts[:1])
   values = first.values[ranking.contexts[0]]
-  return values_lib.Results(first.users, {context: values for context in ranking.contexts})
+  return values_lib.Results(first.users, {context: values for context in ranking.contexts},
+                            first.positives)
 
 
 def _score(item_scores, users, histories):

@@ -2,6 +2,8 @@
 
     uniform100_global, uniform100_domain, pop100   positives + sampled negatives, see candidates.py
     full   every item of the domain, less the user's train and val items
+    survey_caser_legacy   A KNOWN DEFECT, only to reproduce published numbers: uniform100_global,
+           where every positive is replaced by another item (see `candidates.item_before`)
 
 A positive is always a candidate, even if the user owned it before. The device counts for each
 positive how many candidates beat and tie it; that needs no sort and no [B, N] mask, and the host
@@ -21,6 +23,7 @@ from recjax.data import sequences
 from recjax.evaluators import candidates, metrics, popularity, values
 
 PROTOCOLS = (*candidates.SAMPLED, "full")
+LEGACY = "survey_caser_legacy"  # Never a default: it must be asked for by name.
 CONTEXTS = ("train", "train+val")
 _IN_FLIGHT = 3  # Batches: simulated CPU devices abort with many more, and scores take memory.
 
@@ -38,7 +41,7 @@ class Ranking:
       split: "val" or "test".
       contexts: what the model sees of a user, "train" or "train+val" (the latter for the test split
         only); all that the split allows by default.
-      protocols: names out of `PROTOCOLS`.
+      protocols: names out of `PROTOCOLS`, or `LEGACY`.
       ks: cut-offs of NDCG and recall.
       num_negatives: negatives per user in the sampled protocols.
       seed: fixes the negatives and the choice of `max_users`; not the run's seed.
@@ -52,7 +55,7 @@ class Ranking:
       UserError: an unknown name, a split without users, or a positive that is no candidate.
     """
     _check("split", (split,), ("val", "test"))
-    _check("protocol", protocols, PROTOCOLS)
+    _check("protocol", protocols, (*PROTOCOLS, LEGACY))
     allowed = CONTEXTS if split == "test" else CONTEXTS[:1]
     contexts = allowed if contexts is None else contexts
     _check("context", contexts, allowed)
@@ -72,9 +75,11 @@ class Ranking:
       self._excluded = candidates.distinct_items(
         data, self.users, ("train", "val"), without=(split,))
     self._negatives = {
-      name: candidates.load_or_sample(data, self.users, split, name, num_negatives=num_negatives,
-                                      seed=seed, cache_dir=cache_dir)
+      name: candidates.load_or_sample(
+        data, self.users, split, "uniform100_global" if name == LEGACY else name,
+        num_negatives=num_negatives, seed=seed, cache_dir=cache_dir)
       for name in protocols if name != "full"}
+    self._before = candidates.item_before(data) if LEGACY in protocols else None
     self._in_domain = np.array(data.in_domain)
     self._in_domain[0] = False
     # Users with alike numbers of positives share a batch: its width is that of its largest row.
@@ -95,7 +100,7 @@ class Ranking:
     """
     if score_fn != self._score[0]:  # Not `is`: each look-up of a method is a new object.
       self._score = (score_fn, jax.jit(score_fn))
-    found, waiting = {}, collections.deque()
+    found, each, waiting = {}, {}, collections.deque()
     for low in range(0, len(self.users), self._batch_size):
       rows = self._order[low:low + self._batch_size]
       mask, batch = self._batch(rows)
@@ -103,10 +108,12 @@ class Ranking:
         counts = self._counts(params, rows, context, batch)
         waiting.append((context, rows, mask, counts))
         if len(waiting) > _IN_FLIGHT:
-          self._collect(found, *waiting.popleft())
+          self._collect(found, each, *waiting.popleft())
     for entry in waiting:
-      self._collect(found, *entry)
-    return values.Results(self.users, found)
+      self._collect(found, each, *entry)
+    items, offsets = self._positives
+    owners = np.repeat(np.arange(len(self.users), dtype=np.int32), np.diff(offsets))
+    return values.Results(self.users, found, values.Positives(owners, items, each))
 
   def references(self):
     """Returns {"popularity": Results, "chance": Results}, what every table shows beside models."""
@@ -118,6 +125,8 @@ class Ranking:
     positives = self._rows(_pad(*self._positives, rows))
     batch = {"users": self._rows(self.users[rows]), "positives": positives}
     batch["negatives"] = {name: self._rows(ids[rows]) for name, ids in self._negatives.items()}
+    if self._before is not None:
+      batch["before"] = self._before[positives]
     if self._excluded is not None:
       batch["excluded"] = self._rows(_pad(*self._excluded, rows))
     return positives[:len(rows)] > 0, jax.tree.map(self._put, batch)
@@ -134,21 +143,21 @@ class Ranking:
       raise ValueError(f"score_fn returned scores {scores.shape}, not [B, N + 1] = {shape}")
     return _count(scores, batch, self._in_domain)
 
-  def _collect(self, found, context, rows, mask, counts):
-    """Fetches one batch's counts and writes its metrics into `found`."""
+  def _collect(self, found, each, context, rows, mask, counts):
+    """Fetches one batch's counts; writes metrics of users to `found`, of positives to `each`."""
     counts = _fetch(counts)
     if counts["nan"][:len(rows)].any():
       user = self.users[rows[np.argmax(counts["nan"][:len(rows)])]]
       raise FloatingPointError(f"NaN among the scores of user {user} (context {context!r}); "
                                "ranking them would be meaningless")
-    table = found.setdefault(context, {})
+    place = (self._positives[1][rows][:, None] + np.arange(mask.shape[1]))[mask]
     for name in self.protocols:
       greater, equal = (count[:len(rows)] for count in counts[name])
-      part = metrics.compute(greater, equal, mask, self.ks)
-      for metric, value in part.items():
-        column = table.setdefault(name, {}).setdefault(
-          metric, np.zeros(len(self.users), np.float32))
-        column[rows] = value
+      _write(found, (context, name), len(self.users), rows,
+             metrics.compute(greater, equal, mask, self.ks))
+      cut = 10 if 10 in self.ks else max(self.ks)
+      _write(each, (context, name), len(self._positives[0]), place,
+             metrics.per_positive(greater[mask], equal[mask], cut))
 
   def _rows(self, array):
     """Returns `array` with rows of zeros appended up to the batch size."""
@@ -166,8 +175,12 @@ def _count(scores, batch, in_domain):
   peers = _compare(target, target, positives > 0)
   counts = {"nan": jnp.isnan(scores[:, 1:]).any(axis=1)}
   for name, ids in batch["negatives"].items():
-    others = _compare(target, score_of(ids), ids > 0)
-    counts[name] = (peers[0] + others[0], peers[1] + others[1] - 1)  # A positive ties with itself.
+    mine, rivals = target, peers
+    if name == LEGACY:
+      mine = score_of(batch["before"])
+      rivals = _compare(mine, mine, positives > 0)
+    others = _compare(mine, score_of(ids), ids > 0)
+    counts[name] = (rivals[0] + others[0], rivals[1] + others[1] - 1)  # One ties with itself.
   if "excluded" in batch:
     ids = batch["excluded"]  # Distinct and free of positives, so each is subtracted once.
     domain = _compare(target, scores, in_domain[None])
@@ -186,6 +199,14 @@ def _compare(target, others, valid):
   one = lambda value: (count((others > value[:, None]) & valid),
                        count((others == value[:, None]) & valid))
   return tuple(column.T for column in jax.lax.map(one, target.T))
+
+
+def _write(nesting, keys, size, rows, part):
+  """Writes {metric: values of `rows`} to nesting[keys][metric], float32 [size]."""
+  for key in keys:
+    nesting = nesting.setdefault(key, {})
+  for metric, value in part.items():
+    nesting.setdefault(metric, np.zeros(size, np.float32))[rows] = value
 
 
 def _fetch(tree):

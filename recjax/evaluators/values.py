@@ -6,10 +6,23 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
+class Positives:
+  """Every held-out item by itself: `values[context][protocol][metric]` is float32 [P].
+
+  `rows` int32 [P] says whose it is, as an index into the `users` of the `Results`; `items` int32
+  [P] which item.
+  """
+  rows: np.ndarray
+  items: np.ndarray
+  values: dict
+
+
+@dataclasses.dataclass(frozen=True)
 class Results:
   """Per-user metrics: `values[context][protocol][metric]` is float32 [n], like `users`."""
   users: np.ndarray
   values: dict
+  positives: Positives | None = None
 
   def means(self):
     """Returns the same nesting with one float per metric: users count alike."""

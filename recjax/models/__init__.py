@@ -12,20 +12,46 @@ objectives prepare, it has
     example_inputs()     inputs that start its parameters
     row_tables()         leaves whose rows stand for named things
     transfer_rules(mode) what a transfer mode carries
+
+and, where its parameters are computed from the data instead of trained,
+
+    fit(data)            the parameters; `init` then only says their shapes
 """
 
 import dataclasses
 
 from recjax import errors
+from recjax.models import autoencoder
 from recjax.models import bert4rec
+from recjax.models import bert4rec_rating
+from recjax.models import caser
+from recjax.models import gru4rec
+from recjax.models import item_knn
 from recjax.models import sasrec
 
-MODELS = {"bert4rec": bert4rec.BERT4Rec, "sasrec": sasrec.SASRec}
-VARIANTS = {"bert4rec": bert4rec.VARIANTS, "sasrec": sasrec.VARIANTS}
+MODELS = {
+  "autoencoder": autoencoder.Autoencoder,
+  "bert4rec": bert4rec.BERT4Rec,
+  "bert4rec_rating": bert4rec_rating.BERT4RecRating,
+  "caser": caser.Caser,
+  "gru4rec": gru4rec.GRU4Rec,
+  "item_knn": item_knn.ItemKNN,
+  "sasrec": sasrec.SASRec,
+}
+VARIANTS = {
+  "autoencoder": autoencoder.VARIANTS,
+  "bert4rec": bert4rec.VARIANTS,
+  "bert4rec_rating": bert4rec_rating.VARIANTS,
+  "caser": caser.VARIANTS,
+  "gru4rec": gru4rec.VARIANTS,
+  "item_knn": item_knn.VARIANTS,
+  "sasrec": sasrec.VARIANTS,
+}
 RESERVED = ("item", "user", "rating", "segment", "layer_norm", "drop")
 
 
-def make(name, *, variant, num_items, num_users, field_rows, fields=(), **overrides):
+def make(name, *, variant, num_items, num_users, field_rows, fields=(), facts=None,
+         **overrides):
   """Returns the model of `config.model`.
 
   Args:
@@ -35,6 +61,8 @@ def make(name, *, variant, num_items, num_users, field_rows, fields=(), **overri
     num_users: U.
     field_rows: {attribute: rows of its table} of what the data offers.
     fields: (attribute, width, slots) of those that the model reads.
+    facts: {attribute: function that finds it in the data}, for attributes that a model may have
+      (`rating_mean`); those that it has not are never looked for.
     **overrides: attributes of the model; None leaves the variant's.
   """
   variants = errors.choose(VARIANTS, name, "model.name")
@@ -49,6 +77,8 @@ def make(name, *, variant, num_items, num_users, field_rows, fields=(), **overri
   allowed = [f.name for f in dataclasses.fields(cls) if f.name not in ("parent", "name")]
   if not fields and "fields" not in allowed:
     del values["fields"]
+  values = {**{key: find() for key, find in (facts or {}).items()
+               if key in allowed and key not in values}, **values}
   if unknown := [key for key in values if key not in allowed]:
     raise errors.UserError(f"config.model: {name} has no field {unknown[0]!r}; there are "
                            f"{', '.join(allowed)}")

@@ -1,6 +1,7 @@
 """Layers that several models share: initializers, dropout, row tables, heads.
 
-Letters: B batch, T positions, W width, H heads, N items, S shards, C labeled positions a shard.
+Letters: B batch, T positions, W width, H heads, N items, S shards, C labeled positions a shard, K
+candidates.
 """
 
 import functools
@@ -15,12 +16,21 @@ ACTIVATIONS = {
   "gelu_tanh": functools.partial(nn.gelu, approximate=True),
   "gelu_erf": functools.partial(nn.gelu, approximate=False),
 }
+INITIALIZERS = ("torch", "bert", "glorot")
+OUTPUTS = ("untied", "tied", "tied_transform")
+# A CPU gathers one row in the time in which a matmul scores so many (3,200 positions, W = 128).
+ROWS_FOR_ONE = 32
 
 
 def table_init(name):
-  """Returns a table's initializer: "torch" N(0, 1), "bert" N(0, 0.02) cut at 2 sigma."""
-  return {"torch": nn.initializers.normal(1.0),
-          "bert": nn.initializers.truncated_normal(0.02)}[name]
+  """Returns a table's initializer, by whose code starts it so.
+
+  "torch" N(0, 1), "bert" N(0, 0.02) cut at 2 sigma, "caser" N(0, 1 / width), "glorot" U(-b, b) with
+  b^2 = 6 / (rows + width).
+  """
+  narrow = lambda key, shape, dtype=jnp.float32: jax.random.normal(key, shape, dtype) / shape[-1]
+  return {"torch": nn.initializers.normal(1.0), "bert": nn.initializers.truncated_normal(0.02),
+          "glorot": nn.initializers.glorot_uniform(), "caser": narrow}[name]
 
 
 def dense(features, *, initializer, name, fan_in, dtype):
@@ -28,13 +38,14 @@ def dense(features, *, initializer, name, fan_in, dtype):
 
   "torch": kernel and bias U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch.nn.Linear's default.
   "bert": kernel N(0, 0.02) cut at 2 sigma, bias 0 (Devlin et al. 2019).
+  "glorot": kernel U(-b, b), b^2 = 6 / (fan_in + features), bias 0 (Glorot & Bengio 2010).
   """
   if initializer == "torch":
     bound = 1 / math.sqrt(fan_in)
     uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(
       key, shape, dtype, -bound, bound)
     return nn.Dense(features, kernel_init=uniform, bias_init=uniform, name=name, dtype=dtype)
-  return nn.Dense(features, kernel_init=table_init("bert"), name=name, dtype=dtype)
+  return nn.Dense(features, kernel_init=table_init(initializer), name=name, dtype=dtype)
 
 
 class Dropout(nn.Module):
@@ -77,9 +88,14 @@ class LinearHead(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x):
-    return dense(self.num_items + 1, initializer=self.initializer, fan_in=x.shape[-1],
-                 name="scores", dtype=self.dtype)(x)
+  def __call__(self, x, candidates=None):
+    """Returns [..., N + 1], or with `candidates` what `candidate_scores` says."""
+    layer = dense(self.num_items + 1, initializer=self.initializer, fan_in=x.shape[-1],
+                  name="scores", dtype=self.dtype)
+    if candidates is None:
+      return layer(x)
+    weights = layer.variables["params"]
+    return candidate_scores(x, weights["kernel"].T, weights["bias"], candidates)
 
 
 class TiedHead(nn.Module):
@@ -94,16 +110,67 @@ class TiedHead(nn.Module):
   bias: bool = True
 
   @nn.compact
-  def __call__(self, x, table):
+  def __call__(self, x, table, candidates=None):
+    """Returns [..., N + 1], or with `candidates` what `candidate_scores` says."""
     if self.transform:
       x = dense(table.shape[1], initializer=self.initializer, fan_in=x.shape[-1], name="transform",
                 dtype=self.dtype)(x)
       x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(ACTIVATIONS["gelu_erf"](x))
-    scores = x @ table[:self.num_items + 1].T.astype(self.dtype)
+    rows, bias = table[:self.num_items + 1], None
     if self.bias:
       bias = self.param("bias", nn.initializers.zeros_init(), (table.shape[0],))
-      scores = scores + bias[:self.num_items + 1].astype(self.dtype)
-    return scores
+      bias = bias[:self.num_items + 1]
+    if candidates is not None:
+      return candidate_scores(x, rows, bias, candidates)
+    scores = x @ rows.T.astype(self.dtype)
+    return scores if bias is None else scores + bias.astype(self.dtype)
+
+
+def score_items(x, table, *, output, num_items, initializer, dtype, candidates=None):
+  """Returns scores of ids 0..N, or of `candidates`, from a head named "head".
+
+  Inside a model's compact method only: the head is a submodule of the caller.
+
+  Args:
+    x: [..., W].
+    table: [rows, W], the item table of a tied head.
+    output: of OUTPUTS; "tied" is the bare dot product.
+    num_items: N.
+    initializer: of INITIALIZERS.
+    dtype: what is computed in.
+    candidates: see `candidate_scores`.
+  """
+  common = dict(initializer=initializer, dtype=dtype, name="head")
+  if output == "untied":
+    return LinearHead(num_items, **common)(x, candidates)
+  full = output == "tied_transform"
+  return TiedHead(num_items, **common, transform=full, bias=full)(x, table, candidates)
+
+
+def candidate_scores(x, rows, bias, candidates):
+  """Returns the scores of chosen ids: a tuple of [S, C, K], one for each of `candidates`.
+
+  Ids of a run are scored by a matmul with their rows. Ids of one position are picked from the
+  scores of all ids where the catalog is small, since gathering (and, backward, scattering) K rows
+  of every position costs more than that matmul; see ROWS_FOR_ONE.
+
+  Args:
+    x: [S, C, W].
+    rows: [N + 1, W], what each id is scored against.
+    bias: [N + 1] or None.
+    candidates: tuple of int32 [S, C, K], or [S, 1, K] for all positions of a run.
+  """
+  rows = rows.astype(x.dtype)
+  bias = None if bias is None else bias.astype(x.dtype)
+  def pick(ids):
+    if ids.shape[1] > 1 and rows.shape[0] <= ROWS_FOR_ONE * ids.shape[2]:
+      scores = x @ rows.T
+      return jnp.take_along_axis(scores if bias is None else scores + bias, ids, axis=-1)
+    form = "scw,sckw->sck" if ids.shape[1] > 1 else "scw,skw->sck"
+    found = jnp.take(rows, ids if ids.shape[1] > 1 else ids[:, 0], axis=0)
+    scores = jnp.einsum(form, x, found)
+    return scores if bias is None else scores + jnp.take(bias, ids, axis=0)
+  return tuple(pick(ids) for ids in candidates)
 
 
 def select(x, positions):

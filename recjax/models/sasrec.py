@@ -1,4 +1,4 @@
-"""The causal variant: next item at every position, as SASRec (Kang & McAuley 2018)."""
+"""Causal transformers: the next item at every position, as SASRec (Kang & McAuley 2018)."""
 
 from recjax.models import transformer
 
@@ -11,6 +11,16 @@ VARIANTS = {
   "sasrec": dict(norm="pre", act="relu", output="tied", initializer="bert", num_layers=2,
                  item_width=64, user_width=0, heads=1, hidden=64, max_len=200, dropout=0.2,
                  final_norm=True, output_dropout=False),
+  # The paper's ML-1M model as its authors released it. Their layer norm adds 1e-8 to the variance,
+  # ours 1e-6.
+  "kang": dict(norm="query", act="relu", output="tied", initializer="glorot", num_layers=2,
+               item_width=50, user_width=0, heads=1, hidden=50, max_len=200, dropout=0.2,
+               final_norm=True, output_dropout=False, scale_items=True),
+  # The same blocks, wider and without the scale (Petrov & Macdonald 2023). Their PyTorch code can
+  # score by a second item table, and later versions do unless told otherwise; here there is one.
+  "gsasrec": dict(norm="query", act="relu", output="tied", initializer="glorot", num_layers=2,
+                  item_width=128, user_width=0, heads=1, hidden=128, max_len=200, dropout=0.5,
+                  final_norm=True, output_dropout=False),
 }
 
 

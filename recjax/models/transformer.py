@@ -32,6 +32,8 @@ class SequenceEmbed(nn.Module):
   fields: tuple = ()  # (name, rows, width, slots): attribute tables, ids 1..rows
   extra_tokens: int = 0  # rows after MASK, for CLS and SEP
   segments: int = 0  # token-type rows, 0: none
+  places: bool = True  # position tables beside the others
+  scale_items: bool = False  # item vectors times sqrt(item_width), as Vaswani et al. 2017
   norm: bool = False  # layer norm after the sum, as Devlin et al. 2019
   dropout: float = 0.1
   initializer: str = "torch"
@@ -41,17 +43,20 @@ class SequenceEmbed(nn.Module):
     start = layers.table_init(self.initializer)
     self.item = nn.Embed(self.num_items + 2 + self.extra_tokens, self.item_width,
                          embedding_init=start, dtype=self.dtype)
-    position = lambda width: nn.Embed(self.max_len, width, embedding_init=start, dtype=self.dtype)
-    self.item_pos = position(self.item_width)
+    def position(name, width):
+      if self.places:
+        setattr(self, f"{name}_pos", nn.Embed(self.max_len, width, embedding_init=start,
+                                              dtype=self.dtype))
+    position("item", self.item_width)
     if self.user_width:
       self.user = layers.RowTable(self.num_users, self.user_width, self.initializer, self.dtype)
-      self.user_pos = position(self.user_width)
+      position("user", self.user_width)
     if self.segments:
       self.segment = nn.Embed(self.segments, self.item_width, embedding_init=start,
                               dtype=self.dtype)
     for field, rows, width, _ in self.fields:
       setattr(self, field, layers.RowTable(rows, width, self.initializer, self.dtype))
-      setattr(self, f"{field}_pos", position(width))
+      position(field, width)
     if self.norm:
       self.layer_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
     self.drop = layers.Dropout(self.dropout)
@@ -70,16 +75,22 @@ class SequenceEmbed(nn.Module):
     batch, length = items.shape
     assert length <= self.max_len, f"{length} columns, but position tables have {self.max_len} rows"
     place = jnp.arange(self.max_len - length, self.max_len)
-    x = self.item(items) + self.item_pos(place)
+    position = lambda name: getattr(self, f"{name}_pos")(place) if self.places else 0.0
+    x = self.item(items)
+    if self.scale_items:
+      x = x * math.sqrt(self.item_width)
+    x = x + position("item")
     if self.segments:
       x = x + self.segment(jnp.zeros_like(items) if segments is None else segments)
     parts = [x]
     for field, _, width, slots in self.fields:
       ids = jnp.take(tables[field], items, axis=0)  # [B, T, slots]
-      values = getattr(self, field)(ids) + getattr(self, f"{field}_pos")(place)[:, None]
+      values = getattr(self, field)(ids)
+      if self.places:
+        values = values + position(field)[:, None]
       parts.append(values.reshape(batch, length, slots * width))
     if self.user_width:
-      user = self.user(users)[:, None] + self.user_pos(place)
+      user = self.user(users)[:, None] + position("user")
       parts.append(jnp.broadcast_to(user, (batch, length, self.user_width)))
     x = jnp.concatenate(parts, -1) if len(parts) > 1 else x
     if self.norm:
@@ -88,19 +99,27 @@ class SequenceEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head scaled dot-product attention, softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017)."""
+  """Multi-head scaled dot-product attention, softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017).
+
+  With a `source`, keys and values come from there and nothing is projected afterwards, as in the
+  released code of Kang & McAuley 2018.
+  """
   heads: int
   dropout: float
   initializer: str
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, mask, *, train):
+  def __call__(self, x, mask, *, source=None, train):
     batch, length, width = x.shape
     assert width % self.heads == 0, f"width {width} does not split into {self.heads} heads"
     project = functools.partial(
       layers.dense, initializer=self.initializer, fan_in=width, dtype=self.dtype)
-    qkv = project(3 * width, name="qkv")(x)
+    if source is None:
+      qkv = project(3 * width, name="qkv")(x)
+    else:
+      qkv = jnp.concatenate([project(width, name="query")(x), project(width, name="key")(source),
+                             project(width, name="value")(source)], axis=-1)
     query, key, value = jnp.moveaxis(
       qkv.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)  # [B, T, H, d]
     scores = jnp.einsum("bthd,bshd->bhts", query, key) / math.sqrt(width // self.heads)
@@ -108,7 +127,7 @@ class Attention(nn.Module):
     weights = nn.softmax(scores).astype(self.dtype)
     weights = layers.Dropout(self.dropout)(weights, train=train)
     mixed = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(batch, length, width)
-    return project(width, name="out")(mixed)
+    return project(width, name="out")(mixed) if source is None else mixed
 
 
 class FeedForward(nn.Module):
@@ -129,7 +148,12 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-  """One transformer layer, norm before each part ("pre") or after each residual sum ("post")."""
+  """One transformer layer.
+
+  The norm stands before each part ("pre"), after each residual sum ("post"), or as in the released
+  code of Kang & McAuley 2018 ("query"): keys and values are not normed, the residual is the normed
+  input, and what attention adds has neither an output projection nor dropout.
+  """
   heads: int
   hidden: int
   act: str = "gelu_tanh"
@@ -144,8 +168,9 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, mask, *, train):
     start = dict(initializer=self.initializer, dtype=self.dtype)
-    attend = lambda y: Attention(self.heads, self.attention_dropout, **start, name="attention")(
-      y, mask, train=train)
+    attend = lambda y, source=None: Attention(
+      self.heads, self.attention_dropout, **start, name="attention")(
+        y, mask, source=source, train=train)
     feed = lambda y: FeedForward(self.hidden, self.act, self.hidden_dropout, **start, name="mlp")(
       y, train=train)
     for name, part in (("attention_norm", attend), ("mlp_norm", feed)):
@@ -153,8 +178,14 @@ class Block(nn.Module):
       drop = layers.Dropout(self.dropout)
       if self.norm == "pre":
         x = x + drop(part(norm(x)), train=train)
-      else:
+      elif self.norm == "post":
         x = norm(x + drop(part(x), train=train))
+      elif part is attend:
+        y = norm(x)
+        x = y + attend(y, x)
+      else:
+        y = norm(x)
+        x = y + drop(feed(y), train=train)
     return layers.Dropout(self.output_dropout)(x, train=train)
 
 
@@ -207,18 +238,20 @@ class SequenceTransformer(nn.Module):
   norm: str = "pre"
   final_norm: bool = False
   embed_norm: bool = False
+  scale_items: bool = False  # item vectors times sqrt(item_width) where they are read
   segments: int = 0
   extra_tokens: int = 0
   output: str = "untied"  # untied, tied (bare dot product) or tied_transform
   initializer: str = "torch"
   causal: bool = False
   dtype: str = "float32"
-  choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post"),
-             "output": ("untied", "tied", "tied_transform"), "initializer": ("torch", "bert"),
+  choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
+             "output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
              "dtype": ("float32", "bfloat16")}
 
   @nn.compact
-  def __call__(self, items, users, tables, *, positions=None, segments=None, train=False):
+  def __call__(self, items, users, tables, *, positions=None, candidates=None, segments=None,
+               train=False):
     """Returns (scores of ids 0..N, dict of intermediates).
 
     Args:
@@ -227,17 +260,19 @@ class SequenceTransformer(nn.Module):
       tables: {field: int32 [N + 2 + extra_tokens, slots]} attribute ids of every item id.
       positions: int32 [S, C], where to score: flat positions in each of S equal runs of rows. None
         scores all positions.
+      candidates: tuple of int32 [S, C or 1, K], ids to score there; None scores all.
       segments: optional int32 [B, T] token types.
       train: whether dropout is on.
 
-    Scores have shape [S, C, N + 1], or [B, T, N + 1] without `positions`.
+    Scores have shape [S, C, N + 1], or [B, T, N + 1] without `positions`; with `candidates` they
+    are a tuple of [S, C, K].
     """
     common = dict(initializer=self.initializer, dtype=jnp.dtype(self.dtype))
     embed = SequenceEmbed(
       num_items=self.num_items, num_users=self.num_users, max_len=self.max_len,
       item_width=self.item_width, user_width=self.user_width, fields=self.fields,
       extra_tokens=self.extra_tokens, segments=self.segments, norm=self.embed_norm,
-      dropout=self.dropout, **common, name="embed")
+      dropout=self.dropout, scale_items=self.scale_items, **common, name="embed")
     block = dict(
       heads=self.heads, hidden=self.hidden, act=self.act, norm=self.norm, dropout=self.dropout,
       attention_dropout=self.dropout, hidden_dropout=self.dropout * self.hidden_dropout,
@@ -250,21 +285,16 @@ class SequenceTransformer(nn.Module):
     out["encoded"] = x
     if positions is not None:
       x = layers.select(x, positions)
-    if self.output == "untied":
-      scores = layers.LinearHead(self.num_items, **common, name="head")(x)
-    else:
-      full = self.output == "tied_transform"
-      scores = layers.TiedHead(self.num_items, **common, transform=full, bias=full, name="head")(
-        x, embed.item.embedding)
-    return scores, out
+    return layers.score_items(x, embed.item.embedding, output=self.output,
+                              num_items=self.num_items, candidates=candidates, **common), out
 
   def check(self):
     """Raises UserError where sizes do not fit together."""
     width = self.item_width + self.user_width + sum(slots * wide
                                                     for *_, wide, slots in self.fields)
     if width % self.heads:
-      raise errors.UserError(f"config.model: the width {width} (item, user and attributes together) "
-                             f"does not split into {self.heads} heads")
+      raise errors.UserError(f"config.model: the width {width} (item, user and attributes "
+                             f"together) does not split into {self.heads} heads")
 
   def example_inputs(self):
     """Returns inputs that start the parameters, as small as can be."""

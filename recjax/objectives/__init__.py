@@ -9,24 +9,38 @@ predicts. The loop and the compiled step know only this of it:
     min_length     users with fewer training items are left out
     extra_columns  columns of a sampled window beyond the model's positions
     slide          True: an epoch visits every window of every user, not one of each
-    columns        what `batches.resident` adds: "ratings", "seen"
+    columns        what `batches.resident` adds: "ratings", "seen", "global"
     prepare(rng, batch, resident)            -> inputs, [B, ...] each
     loss(apply_fn, params, inputs, ...)      -> (sum, weight, metrics)
     label_statistics(lengths)                -> (mean, variance, most) labels of a row
     room(max_len)                            -> past items that fit the model
     predict(apply_fn, params, users, ...)    -> scores [B, N + 1], or ratings
+
+and, where a step goes on with further updates of the optimizer, of inputs made from the last ones,
+
+    updates                                  how many updates a step takes, 1 without it
+    again(apply_fn, params, inputs, rng)     -> inputs of the next; from before the last
 """
 
 import inspect
 
 from recjax import errors
 from recjax.objectives import masked_item
+from recjax.objectives import masked_window
 from recjax.objectives import next_item
+from recjax.objectives import next_window
+from recjax.objectives import rating
+from recjax.objectives import untrained
 
 OBJECTIVES = {
+  "autoencode": rating.Autoencode,
+  "masked_rating": rating.MaskedRating,
   "masked_item": masked_item.MaskedItem,
+  "masked_window": masked_window.MaskedWindow,
   "next_item": next_item.NextItem,
+  "next_window": next_window.NextWindow,
   "causal_next_item": next_item.CausalNextItem,
+  "untrained": untrained.Untrained,
 }
 
 

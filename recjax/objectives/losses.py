@@ -20,6 +20,64 @@ def cross_entropy(scores, labels, weights):
   return jnp.sum(losses * weights), jnp.sum(weights)
 
 
+def binary_cross_entropy(positive, negatives, keep, weights, *, beta=1.0):
+  """Returns (sum, weight) of -log sigmoid(s+)^beta - sum log(1 - sigmoid(s-)), over 1 + K.
+
+  With beta = 1 that is the usual binary cross-entropy, with `calibrated_beta` that of gSASRec: its
+  sigmoid(s)^beta is written as beta softplus(-s), which neither under- nor overflows.
+
+  Args:
+    positive: [..., 1] scores of the labels.
+    negatives: [..., K].
+    keep: bool, broadcasts to `negatives`: False where a negative is none.
+    weights: [...], 0 where there is no label.
+    beta: scalar.
+  """
+  positive, negatives = positive.astype(jnp.float32), negatives.astype(jnp.float32)
+  against = jnp.sum(jnp.where(keep, jax.nn.softplus(negatives), 0), axis=-1)
+  losses = (beta * jax.nn.softplus(-positive[..., 0]) + against) / (1 + negatives.shape[-1])
+  weights = weights.astype(jnp.float32)
+  return jnp.sum(losses * weights), jnp.sum(weights)
+
+
+def calibrated_beta(calibration, *, num_negatives, offered):
+  """Returns beta of gBCE (Petrov & Macdonald 2023): 1 at calibration t = 0, alpha at t = 1.
+
+  alpha = K / (M - 1) is the share of an item's competitors that are drawn;
+  beta = alpha (t (1 - 1 / alpha) + 1 / alpha) = 1 - t (1 - alpha).
+
+  Args:
+    calibration: t in [0, 1]; at 1, sigmoid(score) estimates the probability of the item.
+    num_negatives: K.
+    offered: M, items that negatives are drawn from.
+  """
+  return 1 - calibration * (1 - num_negatives / (offered - 1))
+
+
+def sampled_cross_entropy(positive, negatives, keep, weights, *, offered):
+  """Returns (sum, weight) of the softmax cross-entropy against uniformly drawn negatives.
+
+  Kept negatives stand for all M - 1 competitors of the label: their share of the sum is scaled up
+  accordingly (the log Q correction of Bengio & Senecal 2008 for uniform Q). With all of them it is
+  the softmax over the M items.
+
+  Args:
+    positive: [..., 1] scores of the labels.
+    negatives: [..., K].
+    keep: bool [..., K], False where a negative is the label itself, or none.
+    weights: [...], 0 where there is no label.
+    offered: M.
+  """
+  positive, negatives = positive.astype(jnp.float32), negatives.astype(jnp.float32)
+  kept = jnp.sum(keep, axis=-1, keepdims=True)
+  correction = jnp.log((offered - 1) / jnp.maximum(kept, 1))
+  others = jnp.where(keep, negatives + correction, -jnp.inf)
+  scores = jnp.concatenate([positive, others], axis=-1)
+  losses = jax.nn.logsumexp(scores, axis=-1) - positive[..., 0]
+  weights = weights.astype(jnp.float32)
+  return jnp.sum(losses * weights), jnp.sum(weights)
+
+
 def labeled_positions(labels, *, shards, capacity):
   """Returns where the labels are, so that only those positions are scored.
 

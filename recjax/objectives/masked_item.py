@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from recjax.objectives import losses
+from recjax.objectives import item_loss
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedItem:
+class MaskedItem(item_loss.ItemLoss):
   """Hides items at random and predicts them from both sides.
 
   Of the chosen positions `mask_share` become MASK, `random_share` another item of the domain, and
@@ -25,29 +25,20 @@ class MaskedItem:
   min_length = 1
   extra_columns = 0  # the sampler's windows have as many columns as the model reads
   slide = False  # one window a user and epoch
-  columns = ()  # what the sampler gives beside items
 
   def prepare(self, rng, batch, resident):
-    """Returns {"items", "users", "labels"} from sampled windows.
+    """Returns {"items", "users", "labels"} from sampled windows, and negatives if need be.
 
     Args:
       rng: key of this step.
       batch: {"items": int32 [B, T], "users": int32 [B]}.
       resident: of `batches.resident`; random replacement draws from its "pool".
     """
-    items, pool = batch["items"], resident["pool"]
-    choose, how, which = jax.random.split(rng, 3)
+    items = batch["items"]
+    choose, *hiding = jax.random.split(rng, 3)
     chosen = (jax.random.uniform(choose, items.shape) < self.rate) & (items > 0)
-    fate = jax.random.uniform(how, items.shape)
-    other = pool[jax.random.randint(which, items.shape, 0, len(pool))]
-    changed = jnp.where(fate < self.mask_share, self.num_items + 1,
-                        jnp.where(fate < self.mask_share + self.random_share, other, items))
-    return {"items": jnp.where(chosen, changed, items), "users": batch["users"],
-            "labels": jnp.where(chosen, items, 0)}
-
-  def loss(self, apply_fn, params, inputs, *, shards, capacity, rng):
-    """Returns (sum, weight, {"dropped": labels without room}) over the labeled positions."""
-    return item_loss(apply_fn, params, inputs, shards=shards, capacity=capacity, rng=rng)
+    inputs = hide(self, hiding, batch, chosen, resident["pool"])
+    return self.with_negatives(jax.random.fold_in(rng, 3), inputs, resident)
 
   def label_statistics(self, lengths):
     """Returns (mean, variance, most) of the labels in a row, from windows of these lengths."""
@@ -64,23 +55,24 @@ class MaskedItem:
     return predict_at_mask(apply_fn, params, users, histories, self.num_items)
 
 
-def item_loss(apply_fn, params, inputs, *, shards, capacity, rng):
-  """Returns (sum, weight, metrics) of the softmax cross-entropy at the labeled positions.
+def hide(objective, keys, batch, chosen, pool):
+  """Returns {"items", "users", "labels"}: the chosen items as labels, hidden 80/10/10 or so.
 
   Args:
-    apply_fn: of `step.make_apply`.
-    params: the model's parameters.
-    inputs: {"items" [B, T], "users" [B], "labels" [B, T]}.
-    shards: S, runs of rows whose labels are gathered apart.
-    capacity: C, room for labels in a shard.
-    rng: dropout key or None.
+    objective: has `num_items`, `mask_share` and `random_share`, see `MaskedItem`.
+    keys: two keys.
+    batch: {"items": int32 [B, T], "users": int32 [B]}.
+    chosen: bool [B, T], none of them padding.
+    pool: int32 [M] items that replace others.
   """
-  positions, labels, weights, dropped = losses.labeled_positions(
-    inputs["labels"], shards=shards, capacity=capacity)
-  seen = {name: inputs[name] for name in ("items", "users")}
-  scores = apply_fn(params, seen, rng, positions=positions)
-  total, weight = losses.cross_entropy(scores, labels, weights)
-  return total, weight, {"dropped": dropped}
+  items, (how, which) = batch["items"], keys
+  fate = jax.random.uniform(how, items.shape)
+  other = pool[jax.random.randint(which, items.shape, 0, len(pool))]
+  replaced = fate < objective.mask_share + objective.random_share
+  changed = jnp.where(fate < objective.mask_share, objective.num_items + 1,
+                      jnp.where(replaced, other, items))
+  return {"items": jnp.where(chosen, changed, items), "users": batch["users"],
+          "labels": jnp.where(chosen, items, 0)}
 
 
 def predict_at_mask(apply_fn, params, users, histories, num_items):

@@ -4,11 +4,12 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from recjax.objectives import item_loss
 from recjax.objectives import masked_item
 
 
 @dataclasses.dataclass(frozen=True)
-class NextItem:
+class NextItem(item_loss.ItemLoss):
   """Predicts the item after a random prefix, from the prefix and an appended MASK.
 
   As released with the survey: a bidirectional model, one target a user and epoch, prefix length
@@ -21,19 +22,17 @@ class NextItem:
   min_length = 1
   extra_columns = 0
   slide = False
-  columns = ()
 
   def prepare(self, rng, batch, resident):
     """Returns {"items", "users", "labels"}: the window with its last item turned into MASK."""
-    del rng, resident
     items = batch["items"]
     real = items[:, -1:] > 0
     mask = jnp.where(real, self.num_items + 1, 0)
     labels = jnp.zeros_like(items).at[:, -1].set(items[:, -1])
-    return {"items": jnp.concatenate([items[:, :-1], mask], axis=1), "users": batch["users"],
-            "labels": labels}
+    inputs = {"items": jnp.concatenate([items[:, :-1], mask], axis=1), "users": batch["users"],
+              "labels": labels}
+    return self.with_negatives(rng, inputs, resident)
 
-  loss = masked_item.MaskedItem.loss
   room = masked_item.MaskedItem.room
 
   def label_statistics(self, lengths):
@@ -47,8 +46,8 @@ class NextItem:
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalNextItem:
-  """Predicts the next item at every position of a causal model (SASRec with full softmax)."""
+class CausalNextItem(item_loss.ItemLoss):
+  """Predicts the next item at every position of a causal model (Kang & McAuley 2018)."""
   num_items: int
   window: str = "last"
   trains = True
@@ -56,16 +55,13 @@ class CausalNextItem:
   min_length = 2
   extra_columns = 1  # inputs and labels are the same window, one column apart
   slide = False
-  columns = ()
 
   def prepare(self, rng, batch, resident):
     """Returns {"items", "users", "labels"}: windows [B, T + 1] shifted against themselves."""
-    del rng, resident
     items = batch["items"]
-    return {"items": items[:, :-1], "users": batch["users"],
-            "labels": jnp.where(items[:, :-1] > 0, items[:, 1:], 0)}
-
-  loss = masked_item.MaskedItem.loss
+    inputs = {"items": items[:, :-1], "users": batch["users"],
+              "labels": jnp.where(items[:, :-1] > 0, items[:, 1:], 0)}
+    return self.with_negatives(rng, inputs, resident)
 
   def label_statistics(self, lengths):
     """Returns (mean, variance, most) of the labels in a row: one less than its items."""

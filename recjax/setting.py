@@ -1,0 +1,101 @@
+"""What a config settles before a run's first parameter: examples, durations, evaluators, steps.
+
+Runs that differ only in numbers share it, and can have their steps taken together; `Start` and
+`Taken` are what they say to whoever takes them.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from recjax import errors, experiment, objectives, optim, results, spec
+from recjax import state as state_lib
+from recjax import step as step_lib
+from recjax.data import batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What runs that differ only in numbers have in common."""
+  exp: experiment.Experiment
+  resident: dict  # of `batches.resident`, on the host
+  duration: dict  # what `spec.steps` must know
+  total_steps: int
+  cadence: dict  # {log, eval, checkpoint: every how many steps}
+  validation: object
+  test: object
+  init_params: object  # seed -> fresh parameters
+  norm: object  # parameters -> their L2 norm, jitted
+
+  def make_optimizer(self, config, params):
+    """Returns (tx, schedule, {leaf name: bool, whether it is trained}) of a run's `config`."""
+    freeze = ((config.transfer.freeze, {"freeze": True}),) if config.transfer.freeze else ()
+    plan = optim.plan(config.optim, params, extra_rules=freeze)
+    schedule = optim.make_schedule(config.optim, total_steps=self.total_steps, **self.duration)
+    updates = getattr(self.exp.objective, "updates", 1)  # of a step; the schedule counts steps
+    tx = optim.make(config.optim, params, schedule=lambda n: schedule(n // updates), plan=plan)
+    return tx, schedule, {leaf: not options["freeze"] for leaf, options in plan.items()}
+
+  def make_steps(self, tx, trainable):
+    """Returns the jitted train steps; see `step.make_train_steps`.
+
+    Args:
+      tx: optimizer of `recjax.optim`.
+      trainable: {leaf name: bool}.
+    """
+    exp, resident, config = self.exp, self.resident, self.exp.config
+    size, shards = config.batch_size, exp.mesh.devices.size
+    micro = config.micro_batch or size
+    if size % micro or micro % shards:
+      raise errors.UserError(f"batch_size={size} must be a multiple of micro_batch={micro}, and "
+                             f"that of the {shards} devices")
+    longest = exp.model.max_len + exp.objective.extra_columns
+    lengths = np.minimum(resident["end"] - resident["begin"], longest)
+    sample = batches.make_sampler(num_users=len(lengths), batch_size=size,
+                                  length=int(lengths.max()), window=exp.objective.window)
+    labels = exp.objective.label_statistics(lengths)
+    return step_lib.make_train_steps(
+      apply_fn=exp.apply_fn, objective=exp.objective, tx=tx, sample=sample, mesh=exp.mesh,
+      trainable=trainable, micro_batches=size // micro, shards=shards,
+      capacity=objectives.losses.capacity(*labels, rows=micro // shards))
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """What a run hands over to have its steps taken."""
+  state: state_lib.TrainState  # given away: donated to the first steps
+  train_steps: object  # of `Setting.make_steps`, not compiled yet
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+  """What a run is told of its steps."""
+  count: int  # as many as it asked for, or fewer
+  get_sums: object  # () -> their metrics, once they are there
+  get_state: object  # () -> TrainState after them; while no more are taken
+  leave: bool  # a SIGTERM came
+
+
+def set_up(exp):
+  """Returns the Setting of runs of `exp.config`; mistakes in it show before anything is written."""
+  config = exp.config
+  window = exp.model.max_len + exp.objective.extra_columns
+  resident = batches.resident(
+    exp.data, min_length=exp.objective.min_length, columns=exp.objective.columns,
+    slide=window if exp.objective.slide else None)
+  duration = dict(batch_size=config.batch_size, examples=len(resident["users"]))
+  total_steps = spec.steps(config, "total", **duration)
+  def every(name, default):
+    return max(spec.steps(config[name], "every", default=default, total=total_steps, **duration), 1)
+  cadence = {"log": every("log", total_steps), "eval": every("eval", total_steps)}
+  cadence["checkpoint"] = every("checkpoint", cadence["eval"])
+
+  # Both evaluators before training, so that a mistake in config.eval does not wait for its end.
+  if config.eval.metric not in (known := exp.metric_names()):
+    raise errors.UserError(f"eval.metric is {config.eval.metric!r}; there are {', '.join(known)}")
+  validation = exp.evaluator("val", contexts=("train",),
+                             protocols=(config.eval.metric.split("/")[0],))
+  return Setting(exp, resident, duration, total_steps, cadence, validation,
+                 results.make_evaluator(exp, "test"), exp.init_params,
+                 jax.jit(optim.global_norm))
