@@ -28,13 +28,13 @@ size=full|cpu, meta=none|survey|imdb|omdb, task=nip|mip, variant=survey|repo (th
 repository: width 50, 50 epochs).
 """
 
+from configs import bert4rec_ml1m
 from configs import common
 from recjax import errors
 from recjax import spec
 
 CPU_EPOCHS = {("nip", False): 10.0, ("nip", True): 5.0, ("mip", False): 4.0, ("mip", True): 2.0}
 DATA = {"src": "ml1m_src", "tgt": "ml1m_tgt", "all": "ml1m", "asreleased": "ml1m_tgt_asreleased"}
-PREFIX = {"none": None, "survey": "survey_", "imdb": "imdb_", "omdb": ""}
 
 
 def get_config(arg=None):
@@ -44,9 +44,7 @@ def get_config(arg=None):
   config.dataset = errors.choose(DATA, arg.data, "data")
   config.model.update(name="caser", variant=arg.variant, max_len=5, vertical=4, horizontal=16,
                       dropout=0.5, transfer_items=False)
-  prefix = errors.choose(PREFIX, arg.meta, "meta")
-  if prefix is not None:
-    config.model.fields = ((f"{prefix}director", 25, 1), (f"{prefix}actor", 25, 4))
+  config.model.fields = bert4rec_ml1m.fields(arg.meta, width=25, actors=4)
   config.objective.next_window = dict(targets=3, num_negatives=3, pool="domain")
   config.objective.masked_window = dict(mask_share=0.8, random_share=0.1)
   config.objective.name, config.batch_size = errors.choose(

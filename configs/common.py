@@ -34,7 +34,7 @@ def get_config():
     name="masked_item",
     window=config_dict.placeholder(str),  # last, random, prefix; None: the objective's own
     masked_item=dict(rate=0.15, mask_share=0.8, random_share=0.1, **item_loss),
-    next_item=item_loss, causal_next_item=item_loss)
+    next_item=dict(item_loss), causal_next_item=dict(item_loss))
 
   config.optim = dict(
     name="adam", lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, momentum=0.9, weight_decay=0.0,

@@ -206,7 +206,8 @@ def test_domains_that_cannot_be(tmp_path):
 RULES = [splits.Rule(), splits.Rule(val=2, test=3, min_interactions=6),
          splits.Rule(keep_last=15, val=2, test=3, min_interactions=5, min_full=7),
          splits.Rule(keep_last=15, val=2, test=3, min_interactions=5, min_full=7,
-                     legacy_overlap=True), splits.Rule(val=0, test=1, min_interactions=2)]
+                     legacy_overlap=True), splits.Rule(val=0, test=1, min_interactions=2),
+         splits.Rule(train=4, val=2, test=3, min_interactions=6)]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -223,13 +224,15 @@ def test_ranges_against_lists(rule):
       assert train == row[:-3] and test == row[-3:]
       assert val == (row[-3:-1] if rule.legacy_overlap else [])
     else:
-      assert train + val + test == row and len(val) == rule.val and len(test) == rule.test
+      assert len(val) == rule.val and len(test) == rule.test
+      most = rule.train or n
+      assert train + val + test == row[-(most + rule.val + rule.test):]
     assert bool(train) == (n >= rule.min_interactions)
 
 
 @pytest.mark.parametrize("fields", [
-  dict(order="random"), dict(test=0), dict(val=-1), dict(keep_last=2), dict(min_interactions=1),
-  dict(min_full=2), dict(val=2, test=3, min_interactions=5)])
+  dict(order="random"), dict(test=0), dict(val=-1), dict(train=-1), dict(keep_last=2),
+  dict(min_interactions=1), dict(min_full=2), dict(val=2, test=3, min_interactions=5)])
 def test_rules_that_cannot_be(fields):
   with pytest.raises(errors.UserError, match="split rule"):
     splits.Rule(**fields)

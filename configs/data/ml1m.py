@@ -15,15 +15,16 @@ lifts that, for ML-1M-like data):
   ml1m_src   6,040  2,656       621,521      97.923      5,942   2 validate, 3 test, rest trains
   ml1m_tgt   5,811  1,050        80,649       8.846      5,811   last 15: up to 10 train, 2, 3
   ml1m_tgt_asreleased
-             5,577  1,050        61,952       4.758      5,577   file order: up to 5 train, 3, 3
+             5,577  1,050       378,602       4.758      5,577   file order: up to 5 train, 3, 3
 
 `ml1m_5core` is the data of the modern leaderboards, row for row that of the SASRec repository.
 Table 1 of the survey prints 622k interactions with 97.9 training items and 81k with 8.85.
 
 `ml1m_tgt_asreleased` is what the survey's released Caser files (c_train, c_eval, c_test) hold, user
 by user: the last 11 target ratings of everyone with 7 or more (but user 6040), in the order of
-ratings.dat, which is not that of time. 59,998 of the interactions are split, the rest belongs to
-users with fewer. Use it only to reproduce those rows of the survey.
+ratings.dat, which is not that of time. 59,998 of the interactions are split. The rest are older
+ones, kept so that they are never drawn as negatives, and those of users with fewer than 7. Use it
+only to reproduce those rows of the survey.
 
 Movies have the feature `genre` and, for each table of `metadata` found below RAW_DIR, those of
 
@@ -69,7 +70,7 @@ def get_config(arg=None):
                          survey="authors-release/seq_meta.json")
 
   # Fields of recjax.data.splits.Rule. Every field that one may want to override is spelled out.
-  whole = dict(domain=None, order="time", keep_last=0, val=1, test=1, min_interactions=3,
+  whole = dict(domain=None, order="time", keep_last=0, train=0, val=1, test=1, min_interactions=3,
                min_full=3, min_item_interactions=1, drop_short=True)
   config.datasets = dict(
     ml1m=whole,
@@ -83,7 +84,7 @@ def get_config(arg=None):
     ml1m_tgt={**whole, "domain": "tgt", "keep_last": 15, "val": 2, "test": 3,
               "min_interactions": 5, "min_full": 7, "legacy_overlap": False,
               "legacy_drop_last_user": False},
-    ml1m_tgt_asreleased={**whole, "domain": "tgt", "order": "file", "keep_last": 11, "val": 3,
+    ml1m_tgt_asreleased={**whole, "domain": "tgt", "order": "file", "train": 5, "val": 3,
                          "test": 3, "min_interactions": 7, "min_full": 7,
                          "legacy_drop_last_user": True},
   )

@@ -20,7 +20,7 @@ def get_config(arg=None):
   config = table2.grid(
     f"Transfer by pre-training, Amazon {'Food to Kitchen' if arg.reverse else 'Kitchen to Food'} "
     f"(size {size})",
-    configs={"caser": f"configs/caser_food_kitchen.py:{tail}",
+    configs={"caser": f"configs/caser_food_kitchen.py:{tail},task={{task}}",
              "bert4rec": f"configs/bert4rec_food_kitchen.py:{tail}"},
     size=size, metas=("none",), share_sources=arg.cpu)
   config.prepare = ("python -m recjax.prepare --config=configs/data/food_kitchen.py --raw_dir=RAW"

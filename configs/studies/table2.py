@@ -33,15 +33,15 @@ def get_config(arg=None):
   size = "cpu" if arg.cpu else "full"
   config = grid(
     f"Table 2: transfer by pre-training on MovieLens-1M (size {size})",
-    configs={"caser": "configs/caser_ml1m.py:data={data},size={size},meta={meta}",
+    configs={"caser": "configs/caser_ml1m.py:data={data},size={size},meta={meta},task={task}",
              "bert4rec": "configs/bert4rec_ml1m.py:data={data},size={size},meta={meta}"},
     size=size, metas=("none", arg.meta), share_sources=arg.cpu or arg.proof)
   config.prepare = ("python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW"
                     " --data_dir={data_dir}")
   extra = (("ItemKNN", "item_knn", "configs/item_knn.py:dataset=ml1m_tgt"),
-           ("GRU4Rec", "gru4rec", f"configs/gru4rec_ml1m.py:data=tgt,size={size}"),
-           ("SASRec, softmax", "sasrec", f"configs/sasrec_ml1m.py:data=tgt,size={size}"),
-           ("gSASRec", "gsasrec", f"configs/sasrec_ml1m.py:data=tgt,size={size},loss=gbce"))
+           ("GRU4Rec", "gru4rec", "configs/gru4rec_ml1m.py:data=tgt"),
+           ("SASRec, softmax", "sasrec", "configs/sasrec_ml1m.py:data=tgt,variant=sasrec"),
+           ("gSASRec", "gsasrec", "configs/sasrec_ml1m.py:data=tgt,variant=gsasrec"))
   for label, name, path in extra:
     config.runs[name] = {"config": path, **({"seeds": (0,)} if name == "item_knn" else {})}
     config.rows += ((label, name),)
@@ -72,7 +72,7 @@ def grid(title, *, configs, size, metas, share_sources, seeds=(0, 1, 2, 3, 4)):
 
   Args:
     title: heading of the report.
-    configs: {model: "FILE.py:..." with {data}, {size} and {meta}}.
+    configs: {model: "FILE.py:..." with {data}, {size}, {meta} and {task}}.
     size: full or cpu.
     metas: whose metadata; "none" for rows without.
     share_sources: one pre-training a task for all seeds, instead of one a seed.
@@ -92,13 +92,13 @@ def grid(title, *, configs, size, metas, share_sources, seeds=(0, 1, 2, 3, 4)):
       known = meta != "none"
       prefix = f"{model}_meta" if known else model
       label = TITLES[model] + " + meta" * known
-      target = path.format(data="tgt", size=size, meta=meta)
+      target = path.format(data="tgt", size=size, meta=meta, task="nip")
       tune = {"config": target, "overrides": (("objective.name", TASKS[model][0][1]),)}
       config.runs[f"{prefix}_none"] = dict(tune)
       config.rows += ((label, f"{prefix}_none"),)
       for task, objective in TASKS[model]:
         config.runs[f"{prefix}_source_{task}"] = {
-          "config": path.format(data="src", size=size, meta=meta),
+          "config": path.format(data="src", size=size, meta=meta, task=task),
           "overrides": (("objective.name", objective),), "seeds": tuple(dict.fromkeys(source_seeds))}
       for mode, task in (("embedding", "nip"), ("embedding", "mip"), ("model", "nip"),
                          ("model", "mip")):

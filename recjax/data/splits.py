@@ -14,12 +14,14 @@ class Rule:
   """How one data set is cut from all interactions, each user's being in `order`.
 
   Of the n interactions that a user has left after `keep_last`, the last `test` test, the `val`
-  before them validate and all before those train. With fewer than `min_full` the user gives up
-  validation; with fewer than `min_interactions` the user is too short and gets no split.
+  before them validate and all before those train, or only the latest `train` of them. With fewer
+  than `min_full` the user gives up validation; with fewer than `min_interactions` the user is too
+  short and gets no split.
   """
   domain: str | None = None  # the rows of one domain; None is all of them
   order: str = "time"  # or "file": the rows of the raw file as they stand, whatever their times
   keep_last: int = 0  # keep only so many of each user's interactions, the latest; 0 keeps all
+  train: int = 0  # train on the latest so many; older ones are in no split, but never negatives
   val: int = 1
   test: int = 1
   min_interactions: int = 3
@@ -32,8 +34,9 @@ class Rule:
   def __post_init__(self):
     if self.order not in ORDERS:
       raise errors.UserError(f"split rule: order {self.order!r} is none of {', '.join(ORDERS)}")
-    if min(self.keep_last, self.val, self.test, self.min_full) < 0 or self.test < 1:
-      raise errors.UserError("split rule: keep_last, val and min_full are >= 0 and test is >= 1")
+    if min(self.keep_last, self.train, self.val, self.min_full) < 0 or self.test < 1:
+      raise errors.UserError(
+        "split rule: keep_last, train, val and min_full are >= 0 and test is >= 1")
     full, short = self.min_full or self.min_interactions, self.min_interactions
     if full < short or full < self.val + self.test + 1 or short < self.test + 1:
       raise errors.UserError(
@@ -62,6 +65,8 @@ def describe(rule):
   fields = dataclasses.asdict(rule)
   if rule.order == "time":
     del fields["order"]
+  if not rule.train:
+    del fields["train"]
   return fields
 
 
@@ -89,7 +94,7 @@ def ranges(lengths, rule):
     # The survey's code takes items[-3:-1] to validate on from users with no room for validation.
     val_end = np.where(full, val_end, n - 1)
     val = np.where(full, val, np.maximum(n - 1 - rule.val, train_end))
-  zeros = np.zeros_like(n)
-  table = np.stack([np.stack([zeros, train_end], -1), np.stack([val, val_end], -1),
+  train = np.maximum(train_end - rule.train, 0) if rule.train else np.zeros_like(n)
+  table = np.stack([np.stack([train, train_end], -1), np.stack([val, val_end], -1),
                     np.stack([test, n], -1)], 1)
   return np.where(split[:, None, None], table, 0).astype(np.int32)
