@@ -51,7 +51,7 @@ def get_config(arg=None):
     {"nip": ("next_window", 512), "mip": ("masked_window", 256)}, arg.task, "task")
   config.total_epochs = errors.choose({"survey": 10.0, "repo": 50.0}, arg.variant, "variant")
   if errors.choose({"full": False, "cpu": True}, arg.size, "size") and arg.data in ("src", "all"):
-    config.total_epochs = min(config.total_epochs, CPU_EPOCHS[arg.task, prefix is not None])
+    config.total_epochs = min(config.total_epochs, CPU_EPOCHS[arg.task, arg.meta != "none"])
   config.optim.weight_decay = 1e-6
   return config
 
