@@ -15,8 +15,8 @@ Models:
   bert4rec   the survey's: item 128, rating 128, user 32, 6 layers; 15 % of the ratings are hidden.
              The head starts at the mean rating and predictions are clipped to the range of ratings;
              --config.model.mean_bias=false --config.model.clip=false does without
-  bert4rec_recjax  the same idea where ratings are few: 2 layers of 64 without users, small tables to
-             start with, 30 % hidden
+  bert4rec_recjax  the same idea where ratings are few: 2 layers of 64 without users, small tables
+             to start with, 30 % hidden
   oppermann  the survey's DACF, as its repository: 256-128-256 sigmoid, Adam 5e-4, batch 16
   nvidia     Kuchaiev & Ginsburg 2017: 512-512-1024-512-512 SELU, dropout 0.8 on the code, one dense
              re-feeding a step, SGD 0.005 with momentum 0.9, batch 128

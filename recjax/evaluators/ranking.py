@@ -16,15 +16,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from recjax import errors
 from recjax.data import sequences
-from recjax.evaluators import candidates, metrics, popularity, values
+from recjax.evaluators import candidates, held_out, metrics, popularity, values
 
 PROTOCOLS = (*candidates.SAMPLED, "full")
 LEGACY = "survey_caser_legacy"  # Never a default: it must be asked for by name.
-CONTEXTS = ("train", "train+val")
+CONTEXTS = held_out.CONTEXTS
 _IN_FLIGHT = 3  # Batches: simulated CPU devices abort with many more, and scores take memory.
 
 
@@ -54,18 +53,15 @@ class Ranking:
     Raises:
       UserError: an unknown name, a split without users, or a positive that is no candidate.
     """
-    _check("split", (split,), ("val", "test"))
-    _check("protocol", protocols, (*PROTOCOLS, LEGACY))
-    allowed = CONTEXTS if split == "test" else CONTEXTS[:1]
-    contexts = allowed if contexts is None else contexts
-    _check("context", contexts, allowed)
+    contexts = held_out.choose_contexts(split, contexts)
+    held_out.check("protocol", protocols, (*PROTOCOLS, LEGACY))
     if min(*ks, batch_size, history_length, num_negatives) < 1:
       raise errors.UserError("evaluation: ks, batch_size, history_length and num_negatives must be "
                              f"at least 1, not {(ks, batch_size, history_length, num_negatives)}")
     self._data, self._split, self._put = data, split, put
     self._batch_size, self._history_length = batch_size, history_length
     self.contexts, self.protocols, self.ks = tuple(contexts), tuple(protocols), tuple(ks)
-    self.users = _choose(data, split, max_users, seed)
+    self.users = held_out.choose_users(data, split, max_users, seed)
     self._positives = candidates.distinct_items(data, self.users, (split,))
     if not data.in_domain[self._positives[0]].all():
       raise errors.UserError(f"data set {data.name!r} holds out items that are not in its domain; "
@@ -84,7 +80,7 @@ class Ranking:
     self._in_domain[0] = False
     # Users with alike numbers of positives share a batch: its width is that of its largest row.
     self._order = np.argsort(np.diff(self._positives[1]), kind="stable")
-    self._spans = {context: _history_span(data, self.users, split, context)
+    self._spans = {context: held_out.history_span(data, self.users, split, context)
                    for context in self.contexts}
     self._score = (None, None)
 
@@ -145,7 +141,7 @@ class Ranking:
 
   def _collect(self, found, each, context, rows, mask, counts):
     """Fetches one batch's counts; writes metrics of users to `found`, of positives to `each`."""
-    counts = _fetch(counts)
+    counts = held_out.fetch(counts)
     if counts["nan"][:len(rows)].any():
       user = self.users[rows[np.argmax(counts["nan"][:len(rows)])]]
       raise FloatingPointError(f"NaN among the scores of user {user} (context {context!r}); "
@@ -209,32 +205,7 @@ def _write(nesting, keys, size, rows, part):
     nesting.setdefault(metric, np.zeros(size, np.float32))[rows] = value
 
 
-def _fetch(tree):
-  """Returns device arrays as numpy, whole in every process."""
-  if all(array.is_fully_addressable for array in jax.tree.leaves(tree)):
-    return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)
 
-
-def _choose(data, split, max_users, seed):
-  users = data.users_in(split)
-  if not len(users):
-    raise errors.UserError(f"data set {data.name!r} has no user with an item in its {split} split; "
-                           "evaluate another split or prepare the data with another rule")
-  if max_users is not None and max_users < len(users):
-    users = np.sort(np.random.default_rng(seed).choice(users, max_users, replace=False))
-  return users
-
-
-def _history_span(data, users, split, context):
-  """Returns (begin, end) int64 [n]: the rows that a user's history is cut from."""
-  begin, end = (edge[users] for edge in data.span("train"))
-  if context == "train+val":
-    val_begin, val_end = (edge[users] for edge in data.span("val"))
-    # Where val overlaps test (the survey's short users) the history stops before the test items.
-    val_end = np.minimum(val_end, data.span(split)[0][users])
-    end = np.where(val_end > val_begin, np.maximum(end, val_end), end)
-  return begin, end
 
 
 def _pad(values, offsets, rows):
@@ -243,9 +214,3 @@ def _pad(values, offsets, rows):
   bits = int(max(lengths[rows].max(), 1) - 1).bit_length()
   width = min(1 << (bits + bits % 2), max(int(lengths.max()), 1))
   return sequences.pad(values, offsets[rows], offsets[rows + 1], width=width, align="left")
-
-
-def _check(what, names, known):
-  for name in names:
-    if name not in known:
-      raise errors.UserError(f"evaluation: unknown {what} {name!r} here; known: {', '.join(known)}")
