@@ -3,7 +3,8 @@
 #
 #   bash launch/test.sh [pytest arguments]      such as: -k transfer, --slow, tests/test_spec.py
 #
-# Paths are relative to the repository's root; without one all of tests/ runs.
+# Paths are relative to the repository's root; without one all of tests/ runs. A process a core, four
+# at most, share the files; -n 0 runs them in one (for --pdb).
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,8 +12,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
 recjax_environment
 
+parallel=(-n auto --maxprocesses 4 --dist loadfile)
 for argument in "$@"; do
   # A path, or a node id such as tests/test_spec.py::test_name.
-  if [[ -e "${argument%%::*}" ]]; then exec "$PYTHON" -m pytest "$@"; fi
+  if [[ -e "${argument%%::*}" ]]; then exec "$PYTHON" -m pytest "${parallel[@]}" "$@"; fi
 done
-exec "$PYTHON" -m pytest "$@" tests
+exec "$PYTHON" -m pytest "${parallel[@]}" "$@" tests

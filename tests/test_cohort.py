@@ -151,17 +151,21 @@ def test_interrupted_and_resumed_to_the_same_bits(tmp_path, monkeypatch):
 def test_what_is_finished_stays_and_one_that_is_left_runs_alone(tmp_path, monkeypatch):
   shutil.copytree(_reference(), tmp_path / "w")
   (tmp_path / "w" / "b" / "report.json").unlink()
-  before = {name: (tmp_path / "w" / name / "report.json").read_bytes() for name in "ac"}
+  before = {name: results.finished(tmp_path / "w" / name) for name in "ac"}
   monkeypatch.setattr(cohort, "_together", lambda *_: pytest.fail("nobody to be with"))
-  found = _run(tmp_path / "w", MEMBERS)
-  assert {n: (tmp_path / "w" / n / "report.json").read_bytes() for n in "ac"} == before
-  assert found["b"]["test"] == results.finished(_reference() / "b")["test"]
+  original, asked = train.train_and_evaluate, []
+  def one(config, workdir):
+    asked.append(workdir.name)
+    return {"b": True} if workdir.name == "b" else original(config, workdir)
+  monkeypatch.setattr(train, "train_and_evaluate", one)
+  assert _run(tmp_path / "w", MEMBERS) == {**before, "b": {"b": True}}
+  assert asked == ["a", "b", "c"]  # those that are finished are returned, checked and not trained
 
 
 # Members that end apart.
 
 def test_each_ends_in_its_own_way_and_disturbs_nobody(tmp_path, monkeypatch):
-  source = {"transfer.checkpoint": str(tiny.source()), "transfer.mode": "model"}
+  source = {"transfer.checkpoint": str(_reference() / "b"), "transfer.mode": "model"}
   theirs = tiny.state(_reference() / "a")
   values = {"c": {3: 0.3, 6: 0.2, 9: 0.1}}
   recorders = {}

@@ -205,6 +205,9 @@ def test_quickstart_refuses(machine, arguments):
   assert result.returncode == 2 and "error: " in result.stderr and not machine.calls()
 
 
+PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+
+
 @pytest.mark.parametrize("arguments, expected", [
   ([], ["tests"]),
   (["-k", "a and b"], ["-k", "a and b", "tests"]),
@@ -213,14 +216,14 @@ def test_quickstart_refuses(machine, arguments):
 def test_test_runs_all_unless_told(machine, arguments, expected):
   result = machine.run("bash", LAUNCH / "test.sh", *arguments)
   assert result.returncode == 0, result.stderr
-  assert machine.calls("pytest") == [[ROOT.name, "-m", "pytest", *expected]]
+  assert machine.calls("pytest") == [[ROOT.name, "-m", "pytest", *PARALLEL, *expected]]
   (machine.fail / "pytest").write_text("1")
   assert machine.run("bash", LAUNCH / "test.sh").returncode == 1
 
 
 def test_ci_runs_the_tests(machine):
   assert machine.run(ROOT / ".ci" / "run").returncode == 0
-  assert machine.calls("pytest") == [[ROOT.name, "-m", "pytest", "tests"]]
+  assert machine.calls("pytest") == [[ROOT.name, "-m", "pytest", *PARALLEL, "tests"]]
 
 
 # -- retry.sh
