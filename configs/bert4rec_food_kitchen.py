@@ -1,8 +1,8 @@
 """BERT4Rec from Amazon Kitchen to Amazon Food: the ML-1M experiment on a second pair of domains.
 
-`data=src` pre-trains on kitchen_src, `data=tgt` tunes on food_tgt (at most 5 training items a user);
-`reverse` swaps the domains. The model is that of configs/bert4rec_ml1m.py with 50 positions; nothing
-else changes. All 7,144 users are in both domains. There is no metadata.
+`data=src` pre-trains on kitchen_src, `data=tgt` tunes on food_tgt (at most 5 training items a
+user); `reverse` swaps the domains. The model is that of configs/bert4rec_ml1m.py with 50 positions;
+nothing else changes. All 7,144 users are in both domains. There is no metadata.
 
     python -m recjax.prepare --config=configs/data/food_kitchen.py --raw_dir=RAW --data_dir=DATA
     python -m recjax.train --config=configs/bert4rec_food_kitchen.py:data=src,size=cpu \\

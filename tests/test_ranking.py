@@ -10,7 +10,8 @@ import pytest
 
 from recjax import errors
 from recjax.data import sequences
-from recjax.evaluators import candidates, metrics, popularity, ranking, values
+from recjax.evaluators import candidates, metrics, popularity, ranking
+from recjax.evaluators import values as values_lib
 
 LENGTH = 6
 
@@ -225,7 +226,7 @@ def test_max_users_is_a_fixed_subset_with_the_same_values(tmp_path):
 
 def test_results_nest_and_average():
   found = {"train": {"full": {"mrr": np.float32([.25, .75]), "ndcg@3": np.float32([0, 1])}}}
-  results = values.Results(np.int32([1, 2]), found)
+  results = values_lib.Results(np.int32([1, 2]), found)
   assert results.means() == {"train": {"full": {"mrr": .5, "ndcg@3": .5}}}
   assert list(results.flat()) == ["train/full/mrr", "train/full/ndcg@3"]
 

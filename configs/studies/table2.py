@@ -99,7 +99,8 @@ def grid(title, *, configs, size, metas, share_sources, seeds=(0, 1, 2, 3, 4)):
       for task, objective in TASKS[model]:
         config.runs[f"{prefix}_source_{task}"] = {
           "config": path.format(data="src", size=size, meta=meta, task=task),
-          "overrides": (("objective.name", objective),), "seeds": tuple(dict.fromkeys(source_seeds))}
+          "overrides": (("objective.name", objective),),
+          "seeds": tuple(dict.fromkeys(source_seeds))}
       for mode, task in (("embedding", "nip"), ("embedding", "mip"), ("model", "nip"),
                          ("model", "mip")):
         name = f"{prefix}_{mode}_{task}"
