@@ -1,6 +1,7 @@
 """What a config describes, built: the part that training, evaluation and serving share."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +40,7 @@ class Experiment:
   def _start(self, seed):
     tables = {name: jnp.asarray(np.asarray(x)) for name, x in self.tables.items()}
     inputs = self.model.example_inputs()
-    init = jax.jit(lambda key: self.model.init(key, **inputs, tables=tables)["params"])
-    return init(jax.random.key(seed))
+    return _init(self.model, jax.random.key(seed), inputs, tables)
 
   def rows(self):
     """Returns {vocabulary: checkpoint.Rows} of the model's row tables."""
@@ -88,6 +88,12 @@ class Experiment:
     if self.objective.task == "rating":
       protocols, names = rating.PROTOCOLS, rating.METRICS
     return [f"{protocol}/{metric}" for protocol in protocols for metric in names]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model, key, inputs, tables):
+  # One function for all runs of a process: models that are equal are compiled once.
+  return model.init(key, **inputs, tables=tables)["params"]
 
 
 def build(config):
