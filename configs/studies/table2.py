@@ -84,6 +84,9 @@ def grid(title, *, configs, size, metas, share_sources, seeds=(0, 1, 2, 3, 4)):
   config.seeds = seeds
   config.overrides = ()
   config.bootstrap_draws = 10_000
+  # Seeds of a run at once: worth it where one alone leaves the device idle.
+  config.cohort_size = len(seeds) if size == "full" else 1
+  config.time_alone = True  # one run of a kind by itself, to say what that saved
   config.headline = ("ndcg@10", "recall@10", "mrr")
   config.runs, config.rows, config.baselines = {}, (), {}
   source_seeds = (seeds[0],) * len(seeds) if share_sources else seeds
@@ -94,6 +97,8 @@ def grid(title, *, configs, size, metas, share_sources, seeds=(0, 1, 2, 3, 4)):
       label = TITLES[model] + " + meta" * known
       target = path.format(data="tgt", size=size, meta=meta, task="nip")
       tune = {"config": target, "overrides": (("objective.name", TASKS[model][0][1]),)}
+      if model == "caser":
+        tune["cohort_size"] = len(seeds)
       config.runs[f"{prefix}_none"] = dict(tune)
       config.rows += ((label, f"{prefix}_none"),)
       for task, objective in TASKS[model]:
