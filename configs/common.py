@@ -13,6 +13,7 @@ def get_config():
   config.num_devices = config_dict.placeholder(int)  # None: all
   config.batch_size = 256  # users a step
   config.micro_batch = config_dict.placeholder(int)  # users differentiated at once; None: all
+  config.micro_lengths = ()  # columns that micro-batches of shorter users are cut to
 
   # One of total_steps, total_epochs, total_examples.
   config.total_steps = config_dict.placeholder(int)

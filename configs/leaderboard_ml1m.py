@@ -41,6 +41,7 @@ def get_config(arg=None):
   config.dataset = "ml1m_5core"
   config.batch_size = 128
   config.micro_batch = 16  # what fits a CPU's cache
+  config.micro_lengths = (50, 100, 150)
   config.eval.every_epochs = 5.0
   config.eval.patience = 10
   config.total_epochs = errors.choose(EPOCHS, chosen, "model")

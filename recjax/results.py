@@ -54,11 +54,13 @@ def comparable(tree, prefix=""):
   """Returns {dotted name: value} of a `plain` config, less what does not change a run's numbers.
 
   A source run is told by the last two parts of its path (NAME/seedK in a study), wherever it lies.
+  Fields that are unset or empty are left out: a version that knows a further option, which is off,
+  trains the same run.
   """
   out = {}
   for key, value in tree.items():
     name = f"{prefix}{key}"
-    if name in INCIDENTAL:
+    if name in INCIDENTAL or value in (None, [], "", {}):
       continue
     if isinstance(value, dict) and value:
       out |= comparable(value, f"{name}.")

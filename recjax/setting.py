@@ -52,13 +52,21 @@ class Setting:
                              f"that of the {shards} devices")
     longest = exp.model.max_len + exp.objective.extra_columns
     lengths = np.minimum(resident["end"] - resident["begin"], longest)
-    sample = batches.make_sampler(num_users=len(lengths), batch_size=size,
-                                  length=int(lengths.max()), window=exp.objective.window)
-    labels = exp.objective.label_statistics(lengths)
+    length = int(lengths.max())
+    sample = batches.make_sampler(num_users=len(lengths), batch_size=size, length=length,
+                                  window=exp.objective.window)
+    room = lambda lengths: objectives.losses.capacity(
+      *exp.objective.label_statistics(lengths), rows=micro // shards)
+    rooms = {length - exp.objective.extra_columns: room(lengths)}
+    if shorter := tuple(config.micro_lengths):
+      if not hasattr(exp.objective, "trim"):
+        raise errors.UserError(f"micro_lengths: {config.objective.name} has no columns to cut; set "
+                               "it to ()")
+      widths = {*rooms, *(n for n in shorter if n < max(rooms))}
+      rooms = {n: room(np.array([n + exp.objective.extra_columns])) for n in widths}
     return step_lib.make_train_steps(
       apply_fn=exp.apply_fn, objective=exp.objective, tx=tx, sample=sample, mesh=exp.mesh,
-      trainable=trainable, micro_batches=size // micro, shards=shards,
-      capacity=objectives.losses.capacity(*labels, rows=micro // shards))
+      trainable=trainable, micro_batches=size // micro, shards=shards, rooms=rooms)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The compiled steps. They know neither the model nor the objective by name."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -27,7 +29,7 @@ def make_apply(model, tables):
 
 
 def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_batches, shards,
-                     capacity):
+                     rooms):
   """Returns the compiled `(state, resident, count) -> (state, sums)` that takes `count` steps.
 
   The state is donated. `count` is traced: any number of steps runs the same program, and running
@@ -43,23 +45,28 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
     micro_batches: how many parts of the batch are differentiated one after the other; gradients of
       the sum are added up, so that the result is that of the whole batch.
     shards: runs of rows of a micro-batch whose labels are gathered apart.
-    capacity: room for labels in a shard.
+    rooms: {columns: room for labels in a shard}. With several, rows are sorted by length and every
+      micro-batch is cut to the fewest columns that hold it: padding costs as much as items do.
   """
-  def loss_sum(params, inputs, rng):
-    params = trees.map_names(
-      lambda leaf, x: x if trainable[leaf] else jax.lax.stop_gradient(x), params)
-    loss, weight, metrics = objective.loss(
-      apply_fn, params, inputs, shards=shards, capacity=capacity, rng=rng)
-    return loss, (weight, metrics)
-
-  def differentiate(params, inputs, rng):
+  def differentiate(params, inputs, rng, *, columns):
     inputs = partition.constrain_rows(inputs, mesh)
-    (loss, (weight, metrics)), grads = jax.value_and_grad(loss_sum, has_aux=True)(
-      params, inputs, rng)
+    if len(rooms) > 1:
+      inputs = objective.trim(inputs, columns)
+
+    def loss_sum(params):
+      params = trees.map_names(
+        lambda leaf, x: x if trainable[leaf] else jax.lax.stop_gradient(x), params)
+      loss, weight, metrics = objective.loss(
+        apply_fn, params, inputs, shards=shards, capacity=rooms[columns], rng=rng)
+      return loss, (weight, metrics)
+
+    (loss, (weight, metrics)), grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
     return grads, {"loss": loss, "weight": weight, **metrics}
 
+  branches = {columns: functools.partial(differentiate, columns=columns) for columns in rooms}
+
   def update(params, opt_state, inputs, rng):
-    grads, sums = _accumulate(differentiate, params, inputs, rng, micro_batches)
+    grads, sums = _accumulate(branches, params, inputs, rng, micro_batches)
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1), grads)
     changes, opt_state = tx.update(grads, opt_state, params)
     sums["grad_norm"] = optim.global_norm(grads)
@@ -103,17 +110,30 @@ def make_predict(apply_fn, objective, mesh):
   return predict
 
 
-def _accumulate(fn, params, inputs, rng, parts):
-  """Returns fn(params, part, rng) summed over equal parts of `inputs`, one after the other."""
-  if parts == 1:
-    return fn(params, inputs, rng)
-  fn = jax.jit(fn)  # traced once, for the shapes and for the loop
-  pieces = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), inputs)
+def _accumulate(branches, params, inputs, rng, parts):
+  """Returns fn(params, part, rng) summed over equal parts of `inputs`, one after the other.
+
+  `branches` is {columns: fn}; of several, each part takes that of the fewest columns that hold it.
+  """
+  widths, fns = sorted(branches), [branches[columns] for columns in sorted(branches)]
+  length = jnp.zeros(len(jax.tree.leaves(inputs)[0]), jnp.int32)
+  if len(widths) > 1:
+    seen = inputs["items"] > 0  # left-padded
+    length = jnp.where(seen.any(1), seen.shape[1] - jnp.argmax(seen, 1), 0)
+    order = jnp.argsort(length)
+    length, inputs = length[order], jax.tree.map(lambda x: x[order], inputs)
+  elif parts == 1:
+    return fns[0](params, inputs, rng)
+  fns = [jax.jit(fn) for fn in fns]  # traced once, for the shapes and for the loop
+  cut = lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+  pieces, longest = jax.tree.map(cut, inputs), cut(length).max(1)
   def body(total, piece):
-    index, piece = piece
-    return jax.tree.map(jnp.add, total, fn(params, piece, jax.random.fold_in(rng, index))), None
-  start = _zeros(fn, params, jax.tree.map(lambda x: x[0], pieces), rng)
-  return jax.lax.scan(body, start, (jnp.arange(parts), pieces))[0]
+    index, longest, piece = piece
+    which = jnp.sum(longest > jnp.asarray(widths[:-1], jnp.int32))
+    found = jax.lax.switch(which, fns, params, piece, jax.random.fold_in(rng, index))
+    return jax.tree.map(jnp.add, total, found), None
+  start = _zeros(fns[0], params, jax.tree.map(lambda x: x[0], pieces), rng)
+  return jax.lax.scan(body, start, (jnp.arange(parts), longest, pieces))[0]
 
 
 def _zeros(fn, *args):

@@ -52,14 +52,14 @@ def _apply(params, inputs, rng, positions=None, *, rate):
   """A model in five lines: the steps must not care."""
   items, users = inputs["items"], inputs["users"]
   x = (params["item"][items] + params["user"][users][:, None]) * (items > 0)[..., None]
-  x = jnp.tanh((x + x.mean(1, keepdims=True)) @ params["mix"])
+  x = jnp.tanh((x + x.sum(1, keepdims=True) / T) @ params["mix"])  # padding adds nothing
   if rate:
     x = x * jax.random.bernoulli(rng, 1 - rate, x.shape)
   return (x if positions is None else layers.select(x, positions)) @ params["head"]
 
 
 @functools.cache
-def _setup(devices=1, micro_batches=1, rate=0.0, objective="masked_item", window=None, batch_size=B,
+def _setup(devices=1, micro_batches=1, cuts=(), rate=0.0, objective="masked_item", window=None, batch_size=B,
            rules=(), **optim_fields):
   """Returns (start() -> state, train_steps, resident)."""
   mesh = partition.make_mesh(devices)
@@ -78,7 +78,9 @@ def _setup(devices=1, micro_batches=1, rate=0.0, objective="masked_item", window
                                 window=objective.window),
     trainable={leaf: not options["freeze"] for leaf, options in plan.items()},
     micro_batches=micro_batches, shards=devices,
-    capacity=objectives.losses.capacity(*objective.label_statistics(lengths), rows=rows))
+    rooms={columns: objectives.losses.capacity(
+      *objective.label_statistics(np.array([columns]) if cuts else lengths), rows=rows)
+           for columns in (*cuts, T)})
   everywhere = partition.replicated(mesh)
   start = lambda seed=0: partition.put_state(
     state_lib.create(jax.tree.map(jnp.asarray, _params()), tx, seed), everywhere)
@@ -149,7 +151,7 @@ def test_every_step_and_part_draws_anew(parts):
   run = step.make_train_steps(
     apply_fn=None, objective=_Draws(), tx=tx, sample=nobody, mesh=partition.make_mesh(1),
     trainable=dict.fromkeys(trees.flatten(_params()), True), micro_batches=parts, shards=1,
-    capacity=1)
+    rooms={1: 1})
   state, drawn = state_lib.create(jax.tree.map(jnp.asarray, _params()), tx, 0), []
   for _ in range(4):
     state, sums = run(state, {"pool": jnp.zeros(1, int)}, np.int32(1))
@@ -173,6 +175,26 @@ def test_micro_batches_equal_the_whole_batch():
     assert sums[name] == parted_sums[name], name
   for name in ("loss", "grad_norm"):
     np.testing.assert_allclose(sums[name], parted_sums[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices,parts,cuts", [(1, 4, (2, 4)), (1, 1, (5,)), (2, 2, (3,))])
+def test_cut_micro_batches_equal_the_whole_batch(devices, parts, cuts):
+  whole, sums = _train(4)
+  cut, cut_sums = _train(4, devices=devices, micro_batches=parts, cuts=cuts)
+  _assert_close(whole, cut, 1e-5)
+  for name in sums:
+    np.testing.assert_allclose(sums[name], cut_sums[name], rtol=1e-5, err_msg=name)
+
+
+def test_a_part_is_cut_to_the_fewest_columns_that_hold_it():
+  rows = np.array([[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]])  # 1, 3, 2, 0 items
+  branches = {columns: lambda params, part, rng, columns=columns: {
+    "columns": jnp.zeros(5).at[columns].add(1), "items": jnp.sum(part["items"])}
+              for columns in (2, 3, 4)}
+  found = step._accumulate(branches, None, {"items": jnp.asarray(rows)}, jax.random.key(0), 4)
+  assert found["columns"].tolist() == [0, 0, 3, 1, 0] and found["items"] == 6
+  found = step._accumulate(branches, None, {"items": jnp.asarray(rows)}, jax.random.key(0), 2)
+  assert found["columns"].tolist() == [0, 0, 1, 1, 0]  # (0, 1) and (2, 3) go together
 
 
 @pytest.mark.parametrize("devices,parts", [(4, 1), (2, 2)])

@@ -81,6 +81,11 @@ class ItemLoss:
       drawn = jnp.broadcast_to(drawn, (rows, count))
     return {**inputs, "negatives": drawn, "offered": jnp.full(rows, offered, jnp.int32)}
 
+  def trim(self, inputs, columns):
+    """Returns `inputs` without all but the last columns of [B, T] and [B, T, K]."""
+    last = lambda name, x: x[:, -columns:] if name in ("items", "labels") or x.ndim == 3 else x
+    return {name: last(name, x) for name, x in inputs.items()}
+
   def loss(self, apply_fn, params, inputs, *, shards, capacity, rng):
     """Returns (sum, weight, {"dropped": labels without room}) over the labeled positions.
 
