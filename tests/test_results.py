@@ -141,7 +141,7 @@ def test_comparable_leaves_out_what_changes_no_numbers():
   for name, value in (("optim.lr", 0.5), ("seed", 3), ("transfer.checkpoint", "runs/src"),
                       ("eval.ks", (3,)), ("model.fields", ())):
     changed = results.comparable(results.plain(tiny.config(**{name: value})))
-    assert {n for n in base if base[n] != changed.get(n)} == {name}
+    assert {n for n in {**base, **changed} if base.get(n) != changed.get(n)} == {name}
 
 
 def test_comparable_knows_that_an_option_which_is_off_is_none():

@@ -59,8 +59,8 @@ def _apply(params, inputs, rng, positions=None, *, rate):
 
 
 @functools.cache
-def _setup(devices=1, micro_batches=1, cuts=(), rate=0.0, objective="masked_item", window=None, batch_size=B,
-           rules=(), **optim_fields):
+def _setup(devices=1, micro_batches=1, cuts=(), rate=0.0, objective="masked_item", window=None,
+           batch_size=B, rules=(), **optim_fields):
   """Returns (start() -> state, train_steps, resident)."""
   mesh = partition.make_mesh(devices)
   objective = objectives.make(objective, num_items=N, known=(objective,), window=window,
