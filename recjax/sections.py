@@ -81,7 +81,11 @@ def _unfinished(report):
   bad = [s for s in report["states"] if s["state"] != "done" or s.get("note")]
   if not bad:
     return ""
-  lines = [f"- `{s['name']}` seed {s['seed']}: {s['state']}" + _reason(s) for s in bad]
+  alike = {}
+  for state in bad:
+    alike.setdefault((state["name"], state["state"] + _reason(state)), []).append(state["seed"])
+  lines = [f"- `{name}` seed{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}: {what}"
+           for (name, what), seeds in alike.items()]
   return "\n".join(["## Runs that are missing or need attention", "", *lines])
 
 
