@@ -48,5 +48,5 @@ cat <<END
   $workdir/study/report.md    the table above, with significance and plots
   $workdir/study/             one folder a run: config.json, metrics.jsonl, checkpoints, report.json
   $workdir/data/              the prepared data
-Next: README.md, "Commands"; this environment's interpreter is $PYTHON
+Next: README.md, "On real data"; this environment's interpreter is $PYTHON
 END
