@@ -15,8 +15,8 @@ import numpy as np
 
 from recjax import claims as claims_lib
 from recjax import comparisons, errors, record, sections, slices, tables
+from recjax.evaluators import metrics as metrics_lib
 
-METRICS = ("ndcg@10", "recall@10", "mrr")
 REFERENCES = ("popularity", "chance")  # of runs whose report does not list its own
 _DRAWS = 10_000
 
@@ -48,12 +48,12 @@ class Run:
 
 def needed_metrics(config):
   """Returns the metrics that a study's report reads of its runs, that of the curves first."""
-  headline = tuple(config.get("headline") or METRICS)
+  headline = tuple(config.get("headline") or metrics_lib.HEADLINE)
   named = [claims_lib.target(claim, headline[0])[-1] for claim in config.get("claims") or ()]
   return tuple(dict.fromkeys([*headline, *comparisons.tested((*headline, *named))]))
 
 
-def load_run(folder, name, seed, *, metrics=METRICS):
+def load_run(folder, name, seed, *, metrics=metrics_lib.HEADLINE):
   """Returns the `Run` in `folder`, with the values of `metrics` only.
 
   Raises:
@@ -181,7 +181,8 @@ def build(config, runs, *, states=(), command=""):
     states: one dict per planned run: name, seed, state, error, wall_s.
     command: what was typed.
   """
-  metrics, rows = tuple(config.get("headline") or METRICS), tuple(config.get("rows") or ())
+  metrics = tuple(config.get("headline") or metrics_lib.HEADLINE)
+  rows = tuple(config.get("rows") or ())
   draws = config.get("bootstrap_draws") or _DRAWS
   shown = {name: runs[name] for _, name in rows if name in runs}
   context = next((group[0].report["context"] for group in shown.values()), None)

@@ -11,7 +11,6 @@ from recjax import errors, record, slices
 from recjax.evaluators import metrics
 from recjax.evaluators import values as values_lib
 
-HEADLINE = ("ndcg@10", "recall@10", "mrr")
 # Where things run and what they print: nothing that changes a run's numbers.
 INCIDENTAL = ("data_dir", "log", "checkpoint", "num_devices")
 
@@ -62,9 +61,9 @@ def comparable(tree, prefix=""):
     name = f"{prefix}{key}"
     if name in INCIDENTAL or value in (None, [], "", {}):
       continue
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
       out |= comparable(value, f"{name}.")
-    elif name == "transfer.checkpoint" and value:
+    elif name == "transfer.checkpoint":
       out[name] = "/".join(pathlib.PurePath(value).parts[-2:])
     else:
       out[name] = value
@@ -159,7 +158,7 @@ def summary(report, split="test"):
   if report["data"]["generated"]:
     lines.append("GENERATED data")
   for protocol, values in report[split].items():
-    shown = [m for m in HEADLINE if m in values] or list(values)
+    shown = [m for m in metrics.HEADLINE if m in values] or list(values)
     lines.append(f"{protocol + ', context ' + report['context']:<34}{'':<16}"
                  + "".join(f"{m:>11}" for m in shown))
     for row in (split, *report["references"]):

@@ -33,7 +33,7 @@ class Setting:
     freeze = ((config.transfer.freeze, {"freeze": True}),) if config.transfer.freeze else ()
     plan = optim.plan(config.optim, params, extra_rules=freeze)
     schedule = optim.make_schedule(config.optim, total_steps=self.total_steps, **self.duration)
-    updates = getattr(self.exp.objective, "updates", 1)  # of a step; the schedule counts steps
+    updates = self.exp.objective.updates  # of a step; the schedule counts steps
     tx = optim.make(config.optim, params, schedule=lambda n: schedule(n // updates), plan=plan)
     return tx, schedule, {leaf: not options["freeze"] for leaf, options in plan.items()}
 

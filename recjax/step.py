@@ -81,7 +81,7 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
     rng = now(dropout_rng)
     params, opt_state, first = update(state.params, state.opt_state, inputs, rng)
     before = state.params
-    for turn in range(1, getattr(objective, "updates", 1)):
+    for turn in range(1, objective.updates):
       inputs = objective.again(apply_fn, before, inputs, rng)
       rng, before = jax.random.fold_in(rng, turn), params
       params, opt_state, _ = update(params, opt_state, inputs, rng)

@@ -57,14 +57,14 @@ def saved(jobs):
   kinds = {}
   for job in jobs:
     if job.is_complete():
-      kinds.setdefault(cohort_plan.key(job.config), []).append(job)
+      kinds.setdefault(cohort_plan.key(job.config), []).append((job.name, _speed(job)))
   found = []
   for alike in kinds.values():
-    together = [speed for job in alike if "cohort" in (speed := _speed(job))]
-    alone = [_speed(job)["wall_s"] for job in filter(_was_alone, alike)]
+    together = [speed for _, speed in alike if "cohort" in speed]
+    alone = [speed["wall_s"] for _, speed in alike if _of_one(speed)]
     if together:
       found.append({
-        "runs": len(together), "names": list(dict.fromkeys(job.name for job in alike)),
+        "runs": len(together), "names": list(dict.fromkeys(name for name, _ in alike)),
         "programs": round(sum(1 / speed["cohort"] for speed in together)),
         "each_s": sum(speed["wall_s"] for speed in together) / len(together),
         "alone_s": sum(alone) / len(alone) if alone else None})
@@ -89,4 +89,8 @@ def _speed(job):
 
 
 def _was_alone(job):
-  return job.is_complete() and "wall_s" in (speed := _speed(job)) and "cohort" not in speed
+  return job.is_complete() and _of_one(_speed(job))
+
+
+def _of_one(speed):
+  return "wall_s" in speed and "cohort" not in speed

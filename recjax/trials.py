@@ -14,7 +14,6 @@ import pathlib
 from recjax import record
 from recjax.evaluators import metrics
 
-HEADLINE = ("ndcg@10", "recall@10", "mrr")
 STATES = ("done", "failed", "preempted", "unfinished", "not started")
 
 
@@ -95,7 +94,7 @@ def _row(name, values, folder, protocol):
     run, found = report["run"], report.get("test", {}).get(protocol, {})
     value = run.get("best_validation")
     value = value if value is not None and math.isfinite(value) else None
-    chosen = [m for m in HEADLINE if m in found] or list(found)
+    chosen = [m for m in metrics.HEADLINE if m in found] or list(found)
     return row | {"validation": value, "test": {m: found[m] for m in chosen},
                   "steps": run.get("steps"), "best_step": run.get("best_step"),
                   "seconds": report.get("speed", {}).get("wall_s")}

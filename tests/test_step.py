@@ -19,6 +19,7 @@ from recjax import trees
 from recjax.data import batches
 from recjax.data import sequences
 from recjax.models import layers
+from recjax.objectives import objective as objective_lib
 
 N, USERS, T, B, W = 20, 21, 6, 8, 4  # 3 steps an epoch, the last of them 5 users and 3 empty rows
 OPTIM = dict(name="sgd", lr=0.1, b1=0.9, b2=0.999, eps=1e-8, momentum=0.9, weight_decay=0.0,
@@ -130,7 +131,7 @@ def test_runs_follow_their_seed():
   assert all((one[name] != other[name]).any() for name in one)
 
 
-class _Draws:
+class _Draws(objective_lib.Objective):
   """An objective that learns nothing and reports what it was given to draw from."""
 
   def prepare(self, rng, batch, pool):

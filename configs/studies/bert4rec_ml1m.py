@@ -23,8 +23,7 @@ def get_config(arg=None):
   size = "cpu" if arg.cpu else "full"
   config = common.transfer_study(
     f"Transfer by pre-training: BERT4Rec on MovieLens-1M (size {size})",
-    prepare="python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW"
-            " --data_dir={data_dir}",
+    prepare=common.prepare("ml1m"),
     source=f"configs/bert4rec_ml1m.py:data=src,size={size}",
     target=f"configs/bert4rec_ml1m.py:data=tgt,size={size}",
     seeds=(0, 1, 2, 3, 4), source_seeds=(0,) * 5 if arg.cpu else None)

@@ -17,6 +17,7 @@ Expect about 13.0 / 15.6 / 19.6 (NDCG at 3, 5 and 10) and 11.9 / 16.5 / 25.3 (Re
 
 import ml_collections
 
+from configs.studies import common
 from recjax import spec
 
 LEGACY, RIGHT = "survey_caser_legacy", "uniform100_global"
@@ -29,8 +30,7 @@ def get_config(arg=None):
   config = ml_collections.ConfigDict()
   config.title = "Known defect: the survey's Caser row, reproduced with its off-by-one"
   config.data_dir = ""
-  config.prepare = ("python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW"
-                    " --data_dir={data_dir}")
+  config.prepare = common.prepare("ml1m")
   config.seeds = (0, 1, 2, 3, 4)
   config.overrides = (
     ("eval.protocols", (LEGACY, RIGHT)), ("eval.contexts", ("train",)),

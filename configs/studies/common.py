@@ -2,6 +2,20 @@
 
 import ml_collections
 
+# Notes of reports.
+TASKS = """\
+- NIP: next item prediction, MIP: masked item prediction. Both name the pre-training task; every
+  target run is fine-tuned with NIP."""
+SHARED = """
+- Each pre-training ran once and feeds every seed: the spread over seeds is that of fine-tuning
+  alone, not that of pre-training."""
+
+
+def prepare(name):
+  """Returns the command that prepares the raw data of configs/data/NAME.py, with {data_dir}."""
+  return (f"python -m recjax.prepare --config=configs/data/{name}.py --raw_dir=RAW"
+          " --data_dir={data_dir}")
+
 
 def transfer_study(title, *, prepare, source, target, seeds, source_seeds=None):
   """Returns a study of {none, embedding, model} x {NIP, MIP} pre-training, tuned with NIP.
@@ -56,13 +70,9 @@ def transfer_study(title, *, prepare, source, target, seeds, source_seeds=None):
      (("embedding_mip", "embedding_nip"), ("model_mip", "model_nip"))),
   )
   config.published = {}
-  config.notes = """\
-- NIP: next item prediction, MIP: masked item prediction. Both name the pre-training task; every
-  target run is fine-tuned with NIP."""
+  config.notes = TASKS
   if len(set(source_seeds)) == 1:
-    config.notes += """
-- Each pre-training ran once and feeds every seed: the spread over seeds is that of fine-tuning
-  alone, not that of pre-training."""
+    config.notes += SHARED
   return config
 
 

@@ -8,6 +8,7 @@ and ItemKNN. `:cpu` as in configs/studies/table2.py; `reverse` transfers from Fo
       --config.data_dir=DIR
 """
 
+from configs.studies import common
 from configs.studies import table2
 from recjax import spec
 
@@ -23,8 +24,7 @@ def get_config(arg=None):
     configs={"caser": f"configs/caser_food_kitchen.py:{tail},task={{task}}",
              "bert4rec": f"configs/bert4rec_food_kitchen.py:{tail}"},
     size=size, metas=("none",), share_sources=arg.cpu)
-  config.prepare = ("python -m recjax.prepare --config=configs/data/food_kitchen.py --raw_dir=RAW"
-                    " --data_dir={data_dir}")
+  config.prepare = common.prepare("food_kitchen")
   target = "kitchen_tgt" if arg.reverse else "food_tgt"
   config.runs.item_knn = {"config": f"configs/item_knn.py:dataset={target}", "seeds": (0,)}
   config.rows += (("ItemKNN", "item_knn"),)

@@ -10,6 +10,7 @@ metadata against 512; the report says what is known of the reasons.
 
 import ml_collections
 
+from configs.studies import common
 from recjax import spec
 
 
@@ -19,8 +20,7 @@ def get_config(arg=None):
   config = ml_collections.ConfigDict()
   config.title = "Table 1: MovieLens-1M, whole and in two domains"
   config.data_dir = ""
-  config.prepare = ("python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW"
-                    " --data_dir={data_dir}")
+  config.prepare = common.prepare("ml1m")
   covered = lambda printed, note=None: {
     f"feature_coverage/survey_{name}": (printed, note) for name in ("director", "actor")}
   config.data_rows = (

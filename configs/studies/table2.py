@@ -18,6 +18,7 @@ The metadata are the survey authors' anonymous table (`meta=survey`, the default
 
 import ml_collections
 
+from configs.studies import common
 from recjax import spec
 
 TASKS = {
@@ -36,8 +37,7 @@ def get_config(arg=None):
     configs={"caser": "configs/caser_ml1m.py:data={data},size={size},meta={meta},task={task}",
              "bert4rec": "configs/bert4rec_ml1m.py:data={data},size={size},meta={meta}"},
     size=size, metas=("none", arg.meta), share_sources=arg.cpu or arg.proof)
-  config.prepare = ("python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW"
-                    " --data_dir={data_dir}")
+  config.prepare = common.prepare("ml1m")
   extra = (("ItemKNN", "item_knn", "configs/item_knn.py:dataset=ml1m_tgt"),
            ("GRU4Rec", "gru4rec", "configs/gru4rec_ml1m.py:data=tgt"),
            ("SASRec, softmax", "sasrec", "configs/sasrec_ml1m.py:data=tgt,variant=sasrec"),
@@ -114,13 +114,9 @@ def grid(title, *, configs, size, metas, share_sources, seeds=(0, 1, 2, 3, 4)):
         config.rows += ((f"{label}: {mode}, {task.upper()}", name),)
         config.baselines[name] = f"{prefix}_none"
   config.claims = claims(configs, metas)
-  config.notes = """\
-- NIP: next item prediction, MIP: masked item prediction. Both name the pre-training task; every
-  target run is fine-tuned with NIP."""
+  config.notes = common.TASKS
   if share_sources:
-    config.notes += """
-- Each pre-training ran once and feeds every seed: the spread over seeds is that of fine-tuning
-  alone, not that of pre-training."""
+    config.notes += common.SHARED
   return config
 
 

@@ -14,6 +14,7 @@ pre-trained once a model and fine-tuned with five seeds.
 
 import ml_collections
 
+from configs.studies import common
 from recjax import spec
 
 TITLES = {"oppermann": "DACF", "nvidia": "DACF, re-feeding", "bert4rec": "BERT4Rec",
@@ -27,8 +28,7 @@ def get_config(arg=None):
   config = ml_collections.ConfigDict()
   config.title = f"Table 3: rating prediction on MovieLens-1M (size {size})"
   config.data_dir = ""
-  config.prepare = ("python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW"
-                    " --data_dir={data_dir}")
+  config.prepare = common.prepare("ml1m")
   config.seeds = (0, 1, 2, 3, 4)
   config.overrides = ()
   config.bootstrap_draws = 10_000
@@ -80,7 +80,5 @@ def get_config(arg=None):
   their rows start fresh. Ours also reads the source ratings of the target's users, from which the
   pre-trained parameters were learned; the others do not."""
   if arg.cpu:
-    config.notes += """
-- Each pre-training ran once and feeds every seed: the spread over seeds is that of fine-tuning
-  alone, not that of pre-training."""
+    config.notes += common.SHARED
   return config

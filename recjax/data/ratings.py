@@ -1,5 +1,7 @@
 """What models and evaluators ask about ratings: facts, row names, ratings of another data set."""
 
+import functools
+
 import numpy as np
 
 from recjax import errors
@@ -22,7 +24,7 @@ def train_rows(data):
 
 def facts(data):
   """Returns {model attribute: function that finds it in the train split of `data`}."""
-  values = lambda: train_rows(data)[2]
+  values = functools.cache(lambda: train_rows(data)[2])
   return {"rating_mean": lambda: float(np.mean(values(), dtype=np.float64)),
           "rating_range": lambda: (float(values().min()), float(values().max())),
           "rating_levels": lambda: levels(data)}

@@ -7,6 +7,7 @@ from jax.experimental import multihost_utils
 from recjax import errors
 
 CONTEXTS = ("train", "train+val")
+IN_FLIGHT = 3  # Batches: simulated CPU devices abort with many more, and scores take memory.
 
 
 def check(what, names, known):
@@ -45,6 +46,13 @@ def history_span(data, users, split, context):
     val_end = np.minimum(val_end, data.span(split)[0][users])
     end = np.where(val_end > val_begin, np.maximum(end, val_end), end)
   return begin, end
+
+
+def fill(array, size):
+  """Returns `array` with rows of zeros appended up to `size`."""
+  out = np.zeros((size, *array.shape[1:]), array.dtype)
+  out[:len(array)] = array
+  return out
 
 
 def fetch(tree):

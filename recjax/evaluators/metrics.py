@@ -9,6 +9,8 @@ positives that exist. Everything is computed in float64.
 
 import numpy as np
 
+HEADLINE = ("ndcg@10", "recall@10", "mrr")  # what is shown of a ranking where nobody says more
+
 
 def compute(greater, equal, mask, ks):
   """Returns {"ndcg@k": [n], "recall@k": [n] for each k, "mrr": [n]}, float64."""

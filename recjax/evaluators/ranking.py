@@ -24,7 +24,6 @@ from recjax.evaluators import candidates, held_out, metrics, popularity, values
 PROTOCOLS = (*candidates.SAMPLED, "full")
 LEGACY = "survey_caser_legacy"  # Never a default: it must be asked for by name.
 CONTEXTS = held_out.CONTEXTS
-_IN_FLIGHT = 3  # Batches: simulated CPU devices abort with many more, and scores take memory.
 
 
 class Ranking:
@@ -103,7 +102,7 @@ class Ranking:
       for context in contexts or self.contexts:
         counts = self._counts(params, rows, context, batch)
         waiting.append((context, rows, mask, counts))
-        if len(waiting) > _IN_FLIGHT:
+        if len(waiting) > held_out.IN_FLIGHT:
           self._collect(found, each, *waiting.popleft())
     for entry in waiting:
       self._collect(found, each, *entry)
@@ -156,10 +155,7 @@ class Ranking:
              metrics.per_positive(greater[mask], equal[mask], cut))
 
   def _rows(self, array):
-    """Returns `array` with rows of zeros appended up to the batch size."""
-    out = np.zeros((self._batch_size, *array.shape[1:]), array.dtype)
-    out[:len(array)] = array
-    return out
+    return held_out.fill(array, self._batch_size)
 
 
 @jax.jit
@@ -203,9 +199,6 @@ def _write(nesting, keys, size, rows, part):
     nesting = nesting.setdefault(key, {})
   for metric, value in part.items():
     nesting.setdefault(metric, np.zeros(size, np.float32))[rows] = value
-
-
-
 
 
 def _pad(values, offsets, rows):

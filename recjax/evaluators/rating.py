@@ -19,7 +19,6 @@ from recjax.evaluators import values as values_lib
 
 PROTOCOLS = ("rating",)
 METRICS = ("rmse", "mae", "user_rmse", "user_mae")
-_IN_FLIGHT = 3
 
 
 class Results(values_lib.Results):
@@ -105,7 +104,7 @@ class Rating:
       rows = slice(low, low + self._batch_size)
       for context in contexts:
         waiting.append((context, rows, self._predict[1](params, *self._batch(rows, context))))
-        if len(waiting) > _IN_FLIGHT:
+        if len(waiting) > held_out.IN_FLIGHT:
           collect()
     while waiting:
       collect()
@@ -130,13 +129,7 @@ class Rating:
                                            align="right")
     arrays = (self.users[rows], history(self._data.items), history(self._data.ratings),
               self._targets[rows])
-    return [self._put(self._filled(array)) for array in arrays]
-
-  def _filled(self, array):
-    """Returns `array` with rows of zeros appended up to the batch size."""
-    out = np.zeros((self._batch_size, *array.shape[1:]), array.dtype)
-    out[:len(array)] = array
-    return out
+    return [self._put(held_out.fill(array, self._batch_size)) for array in arrays]
 
   def _results(self, predicted):
     mask = self._targets > 0

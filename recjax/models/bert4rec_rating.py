@@ -135,10 +135,8 @@ class BERT4RecRating(nn.Module):
 
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
-    names = {"embed/item/embedding": ("item", 0), "embed/rating/embedding": ("rating", 0)}
-    if self.user_width:
-      names["embed/user/embedding"] = ("user", 0)
-    return names | {f"embed/{field}/embedding": (field, 0) for field, *_ in self.fields}
+    return {**layers.embed_rows(self.user_width, self.fields),
+            "embed/rating/embedding": ("rating", 0)}
 
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode, or None for an unknown mode.
@@ -147,10 +145,6 @@ class BERT4RecRating(nn.Module):
     head, "model_head" all: the source's task is the target's.
     """
     names = ["rating"] + ["user"] * bool(self.user_width) + [re.escape(f) for f, *_ in self.fields]
-    tables = "|".join(f"{name}|{name}_pos" for name in names)
-    return {
-      "none": (),
-      "embedding": ((rf"embed/({tables})/embedding", r"\g<0>"),),
-      "model": ((r"(embed|encoder)/.*", r"\g<0>"),),
-      "model_head": ((r".*", r"\g<0>"),),
-    }.get(mode)
+    if mode == "model_head":
+      return ((r".*", r"\g<0>"),)
+    return transformer.transfer_rules(mode, names)

@@ -178,10 +178,8 @@ class Caser(nn.Module):
 
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
-    names = {"embed/item/embedding": ("item", 0), "out/W2": ("output", 0), "out/b2": ("output", 0)}
-    if self.user_width:
-      names["embed/user/embedding"] = ("user", 0)
-    return {**names, **{f"embed/{field}/embedding": (field, 0) for field, *_ in self.fields}}
+    return {**layers.embed_rows(self.user_width, self.fields),
+            "out/W2": ("output", 0), "out/b2": ("output", 0)}
 
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode (survey, Section 4.3), or None for an unknown mode.

@@ -173,6 +173,14 @@ def candidate_scores(x, rows, bias, candidates):
   return tuple(pick(ids) for ids in candidates)
 
 
+def embed_rows(user_width, fields):
+  """Returns the `row_tables` of embed/: items, users (width 0: none) and attributes."""
+  names = {"embed/item/embedding": ("item", 0)}
+  if user_width:
+    names["embed/user/embedding"] = ("user", 0)
+  return names | {f"embed/{field}/embedding": (field, 0) for field, *_ in fields}
+
+
 def select(x, positions):
   """Returns the vectors at flat `positions` of every shard: [B, T, W], int32 [S, C] -> [S, C, W].
 

@@ -303,10 +303,7 @@ class SequenceTransformer(nn.Module):
 
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
-    names = {"embed/item/embedding": ("item", 0)}
-    if self.user_width:
-      names["embed/user/embedding"] = ("user", 0)
-    names.update({f"embed/{field}/embedding": (field, 0) for field, *_ in self.fields})
+    names = layers.embed_rows(self.user_width, self.fields)
     if self.output == "untied":
       names.update({"head/scores/kernel": ("output", 1), "head/scores/bias": ("output", 0)})
     elif self.output == "tied_transform":
@@ -319,9 +316,14 @@ class SequenceTransformer(nn.Module):
     "embedding" carries user and attribute tables with their positions, "model" all but the head.
     """
     names = ["user"] * bool(self.user_width) + [re.escape(field) for field, *_ in self.fields]
-    tables = "|".join(f"{name}|{name}_pos" for name in names)
-    return {
-      "none": (),
-      "embedding": ((rf"embed/({tables})/embedding", r"\g<0>"),) if names else (),
-      "model": ((r"(embed|encoder)/.*", r"\g<0>"),),
-    }.get(mode)
+    return transfer_rules(mode, names)
+
+
+def transfer_rules(mode, names):
+  """Returns the rules of a mode whose "embedding" carries the tables `names` with positions."""
+  tables = "|".join(f"{name}|{name}_pos" for name in names)
+  return {
+    "none": (),
+    "embedding": ((rf"embed/({tables})/embedding", r"\g<0>"),) if names else (),
+    "model": ((r"(embed|encoder)/.*", r"\g<0>"),),
+  }.get(mode)

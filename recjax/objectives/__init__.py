@@ -1,7 +1,8 @@
 """Objectives by name, built from a config's `objective` fields.
 
 An objective is a frozen dataclass that says what is learned from a batch and how the learned model
-predicts. The loop and the compiled step know only this of it:
+predicts. The loop and the compiled step know only this of it, for which `objective.Objective` has
+defaults:
 
     trains         False: the model is computed from the data, without steps
     task           "ranking" or "rating": which evaluator judges it
@@ -18,7 +19,7 @@ predicts. The loop and the compiled step know only this of it:
 
 and, where a step goes on with further updates of the optimizer, of inputs made from the last ones,
 
-    updates                                  how many updates a step takes, 1 without it
+    updates                                  how many updates a step takes
     again(apply_fn, params, inputs, rng)     -> inputs of the next; from before the last
 """
 

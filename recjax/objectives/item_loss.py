@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from recjax import errors
 from recjax.objectives import losses
 from recjax.objectives import negatives as negatives_lib
+from recjax.objectives import objective
 
 CRITERIA = ("softmax", "bce", "gbce", "sampled_softmax")
 SHARED = ("position", "row", "batch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ItemLoss:
+class ItemLoss(objective.Objective):
   """A criterion over item scores, and the negatives that it needs.
 
     softmax          all ids 0..N compete (Klenitskiy & Vasilev 2023: SASRec's best)

@@ -20,11 +20,6 @@ class MaskedItem(item_loss.ItemLoss):
   mask_share: float = 0.8
   random_share: float = 0.1
   window: str = "last"
-  trains = True
-  task = "ranking"
-  min_length = 1
-  extra_columns = 0  # the sampler's windows have as many columns as the model reads
-  slide = False  # one window a user and epoch
 
   def prepare(self, rng, batch, resident):
     """Returns {"items", "users", "labels"} from sampled windows, and negatives if need be.

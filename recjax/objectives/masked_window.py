@@ -20,10 +20,6 @@ class MaskedWindow(item_loss.ItemLoss):
   mask_share: float = 0.8
   random_share: float = 0.1
   window: str = "last"
-  trains = True
-  task = "ranking"
-  min_length = 1
-  extra_columns = 0
   slide = True
 
   def prepare(self, rng, batch, resident):
@@ -38,12 +34,4 @@ class MaskedWindow(item_loss.ItemLoss):
     return self.with_negatives(jax.random.fold_in(rng, 3), inputs, resident)
 
   room = masked_item.MaskedItem.room
-
-  def label_statistics(self, lengths):
-    """Returns (mean, variance, most) of the labels in a row: exactly one."""
-    del lengths
-    return 1.0, 0.0, 1
-
-  def predict(self, apply_fn, params, users, histories):
-    """Returns scores [B, N + 1] of the item after each history."""
-    return masked_item.predict_at_mask(apply_fn, params, users, histories, self.num_items)
+  predict = masked_item.MaskedItem.predict

@@ -17,11 +17,6 @@ class NextItem(item_loss.ItemLoss):
   """
   num_items: int
   window: str = "prefix"  # the window's last column is the target
-  trains = True
-  task = "ranking"
-  min_length = 1
-  extra_columns = 0
-  slide = False
 
   def prepare(self, rng, batch, resident):
     """Returns {"items", "users", "labels"}: the window with its last item turned into MASK."""
@@ -34,15 +29,7 @@ class NextItem(item_loss.ItemLoss):
     return self.with_negatives(rng, inputs, resident)
 
   room = masked_item.MaskedItem.room
-
-  def label_statistics(self, lengths):
-    """Returns (mean, variance, most) of the labels in a row: exactly one."""
-    del lengths
-    return 1.0, 0.0, 1
-
-  def predict(self, apply_fn, params, users, histories):
-    """Returns scores [B, N + 1] of the item after each history."""
-    return masked_item.predict_at_mask(apply_fn, params, users, histories, self.num_items)
+  predict = masked_item.MaskedItem.predict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +37,8 @@ class CausalNextItem(item_loss.ItemLoss):
   """Predicts the next item at every position of a causal model (Kang & McAuley 2018)."""
   num_items: int
   window: str = "last"
-  trains = True
-  task = "ranking"
   min_length = 2
   extra_columns = 1  # inputs and labels are the same window, one column apart
-  slide = False
 
   def prepare(self, rng, batch, resident):
     """Returns {"items", "users", "labels"}: windows [B, T + 1] shifted against themselves."""
@@ -67,10 +51,6 @@ class CausalNextItem(item_loss.ItemLoss):
     """Returns (mean, variance, most) of the labels in a row: one less than its items."""
     labels = lengths - 1
     return labels.mean(), labels.var(), labels.max()
-
-  def room(self, max_len):
-    """Returns how many past items fit `max_len` positions: all of them."""
-    return max_len
 
   def predict(self, apply_fn, params, users, histories):
     """Returns scores [B, N + 1] at the last position of each history."""

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from recjax import errors
 from recjax.objectives import masked_item
 from recjax.objectives import negatives
+from recjax.objectives import objective
 
 
 @dataclasses.dataclass(frozen=True)
-class NextWindow:
+class NextWindow(objective.Objective):
   """Predicts the `targets` items after every window of a user from the one vector of that window.
 
   As the authors' code: -mean log sigmoid(target) - mean log sigmoid(-negative), two means apart,
@@ -23,9 +24,6 @@ class NextWindow:
   num_negatives: int = 3  # a window, not a target
   pool: str = "domain"  # negatives from the items of the domain; "global": from all, as released
   window: str = "last"
-  trains = True
-  task = "ranking"
-  min_length = 1
   slide = True
 
   def __post_init__(self):
@@ -73,15 +71,6 @@ class NextWindow:
     far = jnp.sum(valid * jax.nn.log_sigmoid(-scores[..., self.targets:]), -1)
     far = far / jnp.maximum(jnp.sum(valid, -1), 1)
     return -jnp.sum(near + count * far), jnp.sum(count), {"dropped": jnp.int32(0)}
-
-  def label_statistics(self, lengths):
-    """Returns (mean, variance, most) of the scored positions in a row: exactly one."""
-    del lengths
-    return 1.0, 0.0, 1
-
-  def room(self, max_len):
-    """Returns how many past items fit `max_len` positions: all of them."""
-    return max_len
 
   def predict(self, apply_fn, params, users, histories):
     """Returns scores [B, N + 1] after the last items of each history."""

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from recjax import errors
+from recjax.objectives import objective
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedRating:
+class MaskedRating(objective.Objective):
   """Hides ratings, not items, at random and regresses them, as the survey's BERT4Rec does.
 
   At test the held-out items stand at the end with hidden ratings, all predicted at once.
@@ -23,11 +24,7 @@ class MaskedRating:
   rate: float = 0.15
   held_out: int = 3  # positions that the history leaves to the items to be rated
   window: str = "last"
-  trains = True
   task = "rating"
-  min_length = 1
-  extra_columns = 0
-  slide = False
   columns = ("ratings",)
 
   def prepare(self, rng, batch, resident):
@@ -68,7 +65,7 @@ class MaskedRating:
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoencode:
+class Autoencode(objective.Objective):
   """Reconstructs the ratings that a user gave, from all of them.
 
   With `refeed`, each step goes on with further updates of the optimizer, in which the output
@@ -79,11 +76,7 @@ class Autoencode:
   num_items: int
   refeed: int = 0  # further updates of a step
   window: str = "last"
-  trains = True
   task = "rating"
-  min_length = 1
-  extra_columns = 0
-  slide = False
   columns = ("ratings",)
 
   @property
@@ -120,10 +113,6 @@ class Autoencode:
   def label_statistics(self, lengths):
     """Returns (mean, variance, most) of the labels in a row: all ratings."""
     return lengths.mean(), lengths.var(), lengths.max()
-
-  def room(self, max_len):
-    """Returns how many past ratings fit: the items to be rated take no place."""
-    return max_len
 
   def predict(self, apply_fn, params, users, histories, ratings, targets):
     """Returns float32 [B, P]; see `predict_ratings`."""
