@@ -95,7 +95,7 @@ def train_and_evaluate(configs, workdirs, *, lanes=None):
   workdirs = [pathlib.Path(workdir) for workdir in workdirs]
   if len(set(workdirs)) != len(configs):
     raise errors.UserError(f"{len(configs)} runs need as many folders, not {len(set(workdirs))}")
-  partition.initialize()
+  partition.initialize(configs[0].num_devices)
   partition.enable_compilation_cache()
   ended = {}
   rest = [i for i, workdir in enumerate(workdirs) if results.finished(workdir) is None]

@@ -114,7 +114,7 @@ def build(config):
     tables |= ratings.item_table(data)
   if other := getattr(model, "extra_ratings", ""):
     tables |= ratings.extra_tables(data, sequences.load(config.data_dir, other))
-  tables = partition.put(tables, partition.replicated(mesh))
+  tables = jax.tree.map(jnp.asarray, tables)  # of no mesh: steps read them inside `shard_map`, too
   apply_fn = step_lib.make_apply(model, tables)
   return Experiment(config=config, data=data, mesh=mesh, model=model, objective=objective,
                     tables=tables, apply_fn=apply_fn,

@@ -14,13 +14,21 @@ from recjax import errors
 DATA_AXIS = "data"
 
 
-def initialize():
+def initialize(num_devices=None):
   """Joins the processes of a multi-host run, where the environment describes one.
 
   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name the run outright;
   RECJAX_DISTRIBUTED=1 leaves it to jax to find out (Cloud TPU, SLURM, MPI). Otherwise the run has
   one process. Must be called before anything else touches jax.
+
+  On a CPU one device uses all cores for one product at a time; `num_devices` asks for several, each
+  with its share of the batch, which keeps the cores busier (launch/bench/README.md).
   """
+  if num_devices and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    try:
+      jax.config.update("jax_num_cpu_devices", num_devices)
+    except RuntimeError:  # jax has started: it has the devices that it has
+      pass
   if jax.distributed.is_initialized():
     return
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -102,6 +110,23 @@ class Preemption:
 def constrain_rows(tree, mesh):
   """Inside jit: splits the first axis of every array over the data axis."""
   return jax.lax.with_sharding_constraint(tree, by_rows(mesh))
+
+
+def over_devices(fn, mesh, *, split):
+  """Returns `fn` as every device calls it with its share of the arguments; results are added up.
+
+  Args:
+    fn: takes and returns trees of arrays; DATA_AXIS is the name of the devices inside.
+    mesh: of `make_mesh`; of one device, `fn` itself is returned.
+    split: for each argument the axis that is split over the data axis, None for the whole.
+  """
+  if mesh.devices.size == 1:
+    return fn
+  spec = lambda axis: PartitionSpec() if axis is None else PartitionSpec(
+    *[None] * axis, DATA_AXIS)
+  return jax.shard_map(
+    lambda *args: jax.lax.psum(fn(*args), DATA_AXIS), mesh=mesh, check_vma=False,
+    in_specs=tuple(map(spec, split)), out_specs=PartitionSpec())
 
 
 def peak_memory_gb():

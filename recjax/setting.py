@@ -45,18 +45,18 @@ class Setting:
       trainable: {leaf name: bool}.
     """
     exp, resident, config = self.exp, self.resident, self.exp.config
-    size, shards = config.batch_size, exp.mesh.devices.size
-    micro = config.micro_batch or size
-    if size % micro or micro % shards:
-      raise errors.UserError(f"batch_size={size} must be a multiple of micro_batch={micro}, and "
-                             f"that of the {shards} devices")
+    size, devices = config.batch_size, exp.mesh.devices.size
+    micro = config.micro_batch or max(size // devices, 1)
+    if size % (micro * devices):
+      raise errors.UserError(f"batch_size={size} must be a multiple of micro_batch={micro} times "
+                             f"the {devices} devices")
     longest = exp.model.max_len + exp.objective.extra_columns
     lengths = np.minimum(resident["end"] - resident["begin"], longest)
     length = int(lengths.max())
     sample = batches.make_sampler(num_users=len(lengths), batch_size=size, length=length,
                                   window=exp.objective.window)
     room = lambda lengths: objectives.losses.capacity(
-      *exp.objective.label_statistics(lengths), rows=micro // shards)
+      *exp.objective.label_statistics(lengths), rows=micro)
     rooms = {length - exp.objective.extra_columns: room(lengths)}
     if shorter := tuple(config.micro_lengths):
       if not hasattr(exp.objective, "trim"):
@@ -66,7 +66,7 @@ class Setting:
       rooms = {n: room(np.array([n + exp.objective.extra_columns])) for n in widths}
     return step_lib.make_train_steps(
       apply_fn=exp.apply_fn, objective=exp.objective, tx=tx, sample=sample, mesh=exp.mesh,
-      trainable=trainable, micro_batches=size // micro, shards=shards, rooms=rooms)
+      trainable=trainable, micro_batches=size // micro, rooms=rooms)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,7 @@ def make_apply(model, tables):
   return apply_fn
 
 
-def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_batches, shards,
-                     rooms):
+def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_batches, rooms):
   """Returns the compiled `(state, resident, count) -> (state, sums)` that takes `count` steps.
 
   The state is donated. `count` is traced: any number of steps runs the same program, and running
@@ -42,14 +41,13 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
     sample: of `recjax.data.batches`.
     mesh: of `recjax.partition`; rows of a batch are split over its data axis.
     trainable: {leaf name: bool}; the backward pass leaves frozen leaves out.
-    micro_batches: how many parts of the batch are differentiated one after the other; gradients of
-      the sum are added up, so that the result is that of the whole batch.
-    shards: runs of rows of a micro-batch whose labels are gathered apart.
-    rooms: {columns: room for labels in a shard}. With several, rows are sorted by length and every
-      micro-batch is cut to the fewest columns that hold it: padding costs as much as items do.
+    micro_batches: into how many parts the batch is cut, a multiple of the devices. Each of these
+      differentiates its parts one after the other; gradients of the sum are added up, so that the
+      result is that of the whole batch, and the same on any number of devices.
+    rooms: {columns: room for labels in a part}. With several, rows are sorted by length and every
+      part is cut to the fewest columns that hold it: padding costs as much as items do.
   """
   def differentiate(params, inputs, rng, *, columns):
-    inputs = partition.constrain_rows(inputs, mesh)
     if len(rooms) > 1:
       inputs = objective.trim(inputs, columns)
 
@@ -57,7 +55,7 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
       params = trees.map_names(
         lambda leaf, x: x if trainable[leaf] else jax.lax.stop_gradient(x), params)
       loss, weight, metrics = objective.loss(
-        apply_fn, params, inputs, shards=shards, capacity=rooms[columns], rng=rng)
+        apply_fn, params, inputs, shards=1, capacity=rooms[columns], rng=rng)
       return loss, (weight, metrics)
 
     (loss, (weight, metrics)), grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
@@ -66,7 +64,7 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
   branches = {columns: functools.partial(differentiate, columns=columns) for columns in rooms}
 
   def update(params, opt_state, inputs, rng):
-    grads, sums = _accumulate(branches, params, inputs, rng, micro_batches)
+    grads, sums = _accumulate(branches, params, inputs, rng, micro_batches, mesh)
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1), grads)
     changes, opt_state = tx.update(grads, opt_state, params)
     sums["grad_norm"] = optim.global_norm(grads)
@@ -110,10 +108,11 @@ def make_predict(apply_fn, objective, mesh):
   return predict
 
 
-def _accumulate(branches, params, inputs, rng, parts):
+def _accumulate(branches, params, inputs, rng, parts, mesh):
   """Returns fn(params, part, rng) summed over equal parts of `inputs`, one after the other.
 
   `branches` is {columns: fn}; of several, each part takes that of the fewest columns that hold it.
+  Every device takes its share of the parts, number by number, and sums are added up at the end.
   """
   widths, fns = sorted(branches), [branches[columns] for columns in sorted(branches)]
   length = jnp.zeros(len(jax.tree.leaves(inputs)[0]), jnp.int32)
@@ -125,15 +124,23 @@ def _accumulate(branches, params, inputs, rng, parts):
   elif parts == 1:
     return fns[0](params, inputs, rng)
   fns = [jax.jit(fn) for fn in fns]  # traced once, for the shapes and for the loop
-  cut = lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
-  pieces, longest = jax.tree.map(cut, inputs), cut(length).max(1)
-  def body(total, piece):
-    index, longest, piece = piece
-    which = jnp.sum(longest > jnp.asarray(widths[:-1], jnp.int32))
-    found = jax.lax.switch(which, fns, params, piece, jax.random.fold_in(rng, index))
-    return jax.tree.map(jnp.add, total, found), None
-  start = _zeros(fns[0], params, jax.tree.map(lambda x: x[0], pieces), rng)
-  return jax.lax.scan(body, start, (jnp.arange(parts), longest, pieces))[0]
+  devices = mesh.devices.size
+  cut = lambda x: x.reshape(parts // devices, devices, x.shape[0] // parts, *x.shape[1:])
+
+  def share(params, pieces, longest, rng):
+    first = jax.lax.axis_index(partition.DATA_AXIS) if devices > 1 else 0
+    def body(total, piece):
+      index, longest, piece = piece
+      which = jnp.sum(longest > jnp.asarray(widths[:-1], jnp.int32))
+      piece = jax.tree.map(lambda x: x[0], piece)
+      found = jax.lax.switch(which, fns, params, piece, jax.random.fold_in(rng, index + first))
+      return jax.tree.map(jnp.add, total, found), None
+    start = _zeros(fns[0], params, jax.tree.map(lambda x: x[0, 0], pieces), rng)
+    index = jnp.arange(parts // devices) * devices
+    return jax.lax.scan(body, start, (index, longest[:, 0], pieces))[0]
+
+  return partition.over_devices(share, mesh, split=(None, 1, 1, None))(
+    params, jax.tree.map(cut, inputs), cut(length).max(2), rng)
 
 
 def _zeros(fn, *args):

@@ -84,7 +84,7 @@ def train_and_evaluate(config, workdir):
   if (stored := results.finished(workdir)) is not None:
     results.check_same_config(workdir, config)
     return stored
-  partition.initialize()
+  partition.initialize(config.num_devices)
   partition.enable_compilation_cache()
   exp = experiment.build(config)
   if not exp.objective.trains:

@@ -248,7 +248,7 @@ def test_a_step_with_refeeding_is_so_many_updates(refeed):
   params = _init(model)
   steps = step.make_train_steps(
     apply_fn=apply_fn, objective=objective, tx=tx, sample=sample, mesh=mesh, micro_batches=1,
-    trainable=dict.fromkeys(trees.flatten(params), True), shards=1, rooms={0: 1})
+    trainable=dict.fromkeys(trees.flatten(params), True), rooms={0: 1})
   first = state.create(params, tx, 0)
   after, _ = steps(jax.tree.map(jnp.copy, first), resident, np.int32(1))
   assert int(after.step) == 1

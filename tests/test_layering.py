@@ -22,7 +22,8 @@ everything but `train`), and every module has a row: the most exact one that fit
     results                             errors trees record slices data.* evaluators.*
     experiment                          errors trees state step partition checkpoint
                                         models.* objectives.* data.* evaluators.*
-    models/ (one paper a file)          errors models.layers models.transformer;
+    models/ (one paper a file)          errors models.layers models.columns
+                                        models.transformer;
                                         models/__init__: models.*
     objectives/                         errors objectives.*
     data/                               errors spec data.*
@@ -73,7 +74,7 @@ MAY_IMPORT = {
   "experiment": {"errors", "trees", "state", "step", "partition", "checkpoint", "models.*",
                  "objectives.*", "data.*", "evaluators.*"},
   "models.__init__": {"errors", "models.*"},
-  "models.*": {"errors", "models.layers", "models.transformer"},
+  "models.*": {"errors", "models.layers", "models.columns", "models.transformer"},
   "objectives.*": {"errors", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
   "evaluators.*": {"errors", "data.*", "evaluators.*"},

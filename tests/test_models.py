@@ -383,7 +383,7 @@ def test_a_model_of_small_numbers_starts_at_chance(name, variant):
 def test_scoring_some_positions_is_part_of_scoring_all(kind):
   items = np.concatenate([_items(), _items(1)[:1]])  # 4 rows: two shards of two
   users = [1, 2, 3, 4]
-  positions = np.array([[0, 5, 15, 15], [8, 3, 0, 12]], np.int32)
+  positions = np.array([[1, 5, 14, 15], [0, 3, 8, 12]], np.int32)
   some, _ = _run(kind, items, users, positions=positions)
   everything, _ = _run(kind, items, users)
   everything = everything.reshape(2, 2 * T, N + 1)

@@ -51,8 +51,8 @@ def dense(features, *, initializer, name, fan_in, dtype):
 class Dropout(nn.Module):
   """Inverted dropout whose mask is a hash of (key, position).
 
-  A counter hashed by two rounds of multiply-xorshift is fused into its use, costs no memory and is
-  the same on any number of devices; the default generator costs several times more on a CPU.
+  A counter hashed by multiply-xorshift is fused into its use, costs no memory and is the same on
+  any number of devices; the default generator costs several times more on a CPU.
   """
   rate: float
 
@@ -61,10 +61,14 @@ class Dropout(nn.Module):
     if not train or self.rate == 0.0:
       return x
     seeds = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
-    counter = _linear_index(x.shape) * jnp.uint32(0x9E3779B1) + seeds[0]
-    bits = _mix(_mix(counter) ^ seeds[1])
-    keep = bits >= jnp.uint32(min(round(self.rate * 2**32), 2**32 - 1))
-    return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype)).astype(x.dtype)
+    return jnp.where(kept(x.shape, seeds, self.rate), x / (1 - self.rate),
+                     jnp.zeros((), x.dtype)).astype(x.dtype)
+
+
+def kept(shape, seeds, rate):
+  """Returns bool `shape`, False with probability `rate`: a hash of uint32 seeds [2] and place."""
+  bits = _mix(_linear_index(shape) * (seeds[0] | 1) + seeds[1])
+  return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 class RowTable(nn.Module):

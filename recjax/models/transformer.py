@@ -11,9 +11,11 @@ import math
 import re
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from recjax import errors
+from recjax.models import columns
 from recjax.models import layers
 
 MASKED_SCORE = -1e9  # finite, so that a row of padding alone still has a finite softmax
@@ -245,9 +247,10 @@ class SequenceTransformer(nn.Module):
   initializer: str = "torch"
   causal: bool = False
   dtype: str = "float32"
+  layout: str = "auto"  # of activations: rows, or columns, which are faster on a CPU
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
              "output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
-             "dtype": ("float32", "bfloat16")}
+             "dtype": ("float32", "bfloat16"), "layout": ("auto", "rows", "columns")}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, segments=None,
@@ -258,8 +261,8 @@ class SequenceTransformer(nn.Module):
       items: int32 [B, T] left-padded ids; 0 padding, N + 1 MASK.
       users: int32 [B]; 0 is an unknown user.
       tables: {field: int32 [N + 2 + extra_tokens, slots]} attribute ids of every item id.
-      positions: int32 [S, C], where to score: flat positions in each of S equal runs of rows. None
-        scores all positions.
+      positions: int32 [S, C], where to score: flat positions in each of S equal runs of rows. They
+        ascend; what follows the last one is 0 and is scored anyhow. None scores all positions.
       candidates: tuple of int32 [S, C or 1, K], ids to score there; None scores all.
       segments: optional int32 [B, T] token types.
       train: whether dropout is on.
@@ -279,14 +282,23 @@ class SequenceTransformer(nn.Module):
       output_dropout=self.dropout * self.output_dropout, **common)
     x = embed(items, users, tables, segments=segments, train=train)
     out = {"embedded": x}
-    x, out["encoder"] = Encoder(self.num_layers, block, causal=self.causal,
-                                final_norm=self.final_norm, name="encoder")(
-                                  x, items > 0, train=train)
-    out["encoded"] = x
-    if positions is not None:
-      x = layers.select(x, positions)
+    encoder = Encoder(self.num_layers, block, causal=self.causal, final_norm=self.final_norm,
+                      name="encoder")
+    if positions is not None and self._in_columns() and not self.is_initializing():
+      x = columns.encode(
+        self.variables["params"]["encoder"], x, items > 0, positions, rng=self.make_rng("dropout")
+        if train and self.dropout else None, settings=dict(
+          num_layers=self.num_layers, causal=self.causal, final_norm=self.final_norm, block=block))
+    else:
+      x, out["encoder"] = encoder(x, items > 0, train=train)
+      out["encoded"] = x
+      if positions is not None:
+        x = layers.select(x, positions)
     return layers.score_items(x, embed.item.embedding, output=self.output,
                               num_items=self.num_items, candidates=candidates, **common), out
+
+  def _in_columns(self):
+    return self.layout == "columns" or self.layout == "auto" and jax.default_backend() == "cpu"
 
   def check(self):
     """Raises UserError where sizes do not fit together."""

@@ -1,0 +1,129 @@
+"""The encoder in columns: the same numbers and gradients as in rows, dropout, what is left out."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recjax.models import columns, layers, transformer
+from recjax.objectives import losses
+
+B, T, N, W = 6, 12, 50, 16
+SIZES = dict(num_items=N, num_users=B, item_width=W, user_width=0, num_layers=2, heads=2, hidden=32,
+             max_len=T, dropout=0.0)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+def _batch(share, seed=0):
+  """Returns items [B, T], left-padded, and labels [B, T] at a share of them."""
+  rng = np.random.default_rng(seed)
+  items = rng.integers(1, N + 1, (B, T))
+  items[np.arange(T) < T - rng.integers(1, T + 1, (B, 1))] = 0
+  labels = np.where((rng.random((B, T)) < share) & (items > 0), items, 0)
+  return jnp.asarray(items, jnp.int32), jnp.asarray(labels, jnp.int32)
+
+
+def _losses(layouts, *, share=0.2, shards=2, room=12, **attributes):
+  """Returns [(loss, gradient)] of the same parameters and batch in each layout."""
+  model = transformer.SequenceTransformer(**{**SIZES, **attributes})
+  items, labels = _batch(share)
+  users = jnp.zeros(B, jnp.int32)
+  positions, picked, weights, dropped = losses.labeled_positions(labels, shards=shards,
+                                                                 capacity=room)
+  assert dropped == 0 and weights.sum() > 0
+  params = jax.jit(model.init)(jax.random.key(0), items, users, {})
+
+  @functools.partial(jax.jit, static_argnums=1)
+  @jax.value_and_grad
+  def loss(params, layout):
+    scores, _ = model.clone(layout=layout).apply(params, items, users, {}, positions=positions)
+    return losses.cross_entropy(scores, picked, weights)[0]
+  return [loss(params, layout) for layout in layouts]
+
+
+@pytest.mark.parametrize("norm,causal", [("pre", False), ("post", False), ("query", True)])
+def test_columns_equal_rows(norm, causal):
+  (rows, rows_grad), (cols, cols_grad) = _losses(
+    ("rows", "columns"), norm=norm, causal=causal, final_norm=causal,
+    heads=1 if norm == "query" else 2)
+  np.testing.assert_allclose(cols, rows, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), cols_grad, rows_grad)
+  assert max(np.abs(x).max() for x in jax.tree.leaves(rows_grad)) > 0.1
+
+
+@pytest.mark.parametrize("share,shards,room", [(0.9, 3, 24), (0.1, 1, 16)])
+def test_any_share_of_labels_gives_the_same(share, shards, room):
+  (rows, rows_grad), (cols, cols_grad) = _losses(
+    ("rows", "columns"), share=share, shards=shards, room=room, act="relu", num_layers=1)
+  np.testing.assert_allclose(cols, rows, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), cols_grad, rows_grad)
+
+
+def test_products_read_bfloat16_and_add_in_float32():
+  (rows, exact), (cols, rounded) = (
+    _losses((layout,), dtype=dtype)[0]
+    for layout, dtype in (("rows", "float32"), ("columns", "bfloat16")))
+  np.testing.assert_allclose(cols, rows, rtol=0.01)
+  for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+    assert np.linalg.norm(a - b) <= 0.05 * np.linalg.norm(a)
+  assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded),
+                                            strict=True))
+
+
+def _encoder(rate, **block):
+  block = {**dict(heads=2, hidden=32, act="gelu_tanh", norm="pre", dropout=rate,
+                  attention_dropout=rate, hidden_dropout=rate, output_dropout=rate,
+                  initializer="torch", dtype="float32"), **block}
+  settings = dict(num_layers=2, causal=False, final_norm=False, block=block)
+  x = jax.random.normal(jax.random.key(1), (B, T, W))
+  keep = _batch(0.2)[0] > 0
+  init = functools.partial(transformer.Encoder(2, block).init, train=False)
+  params = jax.jit(init)(jax.random.key(2), x, keep)["params"]
+  return settings, params, x, keep
+
+
+def test_gradients_with_dropout_are_those_of_the_same_masks():
+  settings, params, x, keep = _encoder(0.3)
+  positions = losses.labeled_positions(_batch(0.2)[1], shards=1, capacity=24)[0]
+
+  @jax.jit
+  def total(params, x):
+    out = columns.encode(params, x, keep, positions, settings=settings, rng=jax.random.key(5))
+    return jnp.sum(out[:, :8] ** 2)  # the first places hold labels
+  grads = jax.grad(total, argnums=(0, 1))(params, x)
+  way = jax.tree.map(lambda g: g / 10, grads)
+  slope = sum(jnp.vdot(g, w) for g, w in zip(*map(jax.tree.leaves, (grads, way)), strict=True))
+  step = 1e-2 / np.sqrt(slope)
+  ahead, back = (total(*jax.tree.map(lambda p, w, s=s: p + s * step * w, (params, x), way))
+                 for s in (1, -1))
+  np.testing.assert_allclose((ahead - back) / (2 * step), slope, rtol=0.02)
+
+
+def test_dropout_leaves_the_mean_and_follows_its_key():
+  settings, params, x, keep = _encoder(0.3)
+  positions = jnp.arange(B * T)[None]
+  run = jax.jit(lambda key: columns.encode(params, x, keep, positions, settings=settings, rng=key))
+  one, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
+  np.testing.assert_array_equal(one, again)
+  assert np.mean(np.abs(one - other)) > 0.1
+  seeds = jax.random.bits(jax.random.key(3), (2,), jnp.uint32)
+  kept = np.asarray(layers.kept((400, 500), seeds, 0.3))
+  assert abs(kept.mean() - 0.7) < 0.005
+  for axis in (0, 1):  # no stripes
+    np.testing.assert_allclose(kept.mean(axis), 0.7, atol=0.13)
+  assert abs(np.corrcoef(kept[:, 1:].ravel(), kept[:, :-1].ravel())[0, 1]) < 0.01
+
+
+def test_the_last_block_computes_labeled_positions_only():
+  settings, params, x, keep = _encoder(0.0)
+  def hidden(layers, room):
+    """Returns the columns of the feed-forward parts of `layers` blocks."""
+    positions = jnp.arange(room, dtype=jnp.int32)[None]
+    jaxpr = jax.make_jaxpr(lambda x: columns.encode(
+      params, x, keep, positions, settings={**settings, "num_layers": layers}))(x)
+    return {int(found) for found in re.findall(r"tanh.*?f32\[32,(\d+)\]|f32\[32,(\d+)\] = tanh",
+                                               str(jaxpr)) for found in found if found}
+  assert hidden(1, 60) == {B * T} and hidden(1, 8) == {8} and hidden(2, 8) == {B * T, 8}
