@@ -14,7 +14,7 @@ def make_apply(model, tables):
   """Returns apply_fn(params, inputs, rng, **where) -> scores, as objectives call a model.
 
   `inputs` are the model's arguments by name, [B, ...] each; `rng` is the key of dropout, None
-  without; `where` says at which positions and for which candidates the model is to score.
+  without; `where` says at which positions the model is to score and what is read of the scores.
 
   Args:
     model: of `recjax.models`.

@@ -3,7 +3,7 @@
 A module may import of recjax only what its row names (`data.*` is everything in data/, `*` is
 everything but `train`), and every module has a row: the most exact one that fits.
 
-    errors                              nothing
+    errors catalog                      nothing
     trees spec clock                    errors
     record                              errors clock
     cli                                 errors
@@ -22,11 +22,11 @@ everything but `train`), and every module has a row: the most exact one that fit
     results                             errors trees record slices data.* evaluators.*
     experiment                          errors trees state step partition checkpoint
                                         models.* objectives.* data.* evaluators.*
-    models/ (one paper a file)          errors models.layers models.transformer;
+    models/ (one paper a file)          errors catalog models.layers models.transformer;
                                         models/__init__: models.*
-    objectives/                         errors objectives.*
+    objectives/                         errors catalog objectives.*
     data/                               errors spec data.*
-    evaluators/                         errors data.* evaluators.*
+    evaluators/                         errors catalog data.* evaluators.*
     analysis                            errors trees record checkpoint data.sequences
     setting                             errors spec state step optim results experiment
                                         objectives.* data.*
@@ -54,7 +54,7 @@ MAX_LINES = 400
 ENTRIES = {"train", "cohort", "evaluate", "study", "recommend", "prepare"}
 MAY_IMPORT = {
   "__init__": set(),
-  "errors": set(),
+  **dict.fromkeys(("errors", "catalog"), set()),
   **dict.fromkeys(("trees", "spec", "clock", "cli", "statistics", "slices"), {"errors"}),
   **dict.fromkeys(("tables", "comparisons"), {"errors", "statistics", "slices",
                                               "evaluators.metrics"}),
@@ -73,10 +73,10 @@ MAY_IMPORT = {
   "experiment": {"errors", "trees", "state", "step", "partition", "checkpoint", "models.*",
                  "objectives.*", "data.*", "evaluators.*"},
   "models.__init__": {"errors", "models.*"},
-  "models.*": {"errors", "models.layers", "models.transformer"},
-  "objectives.*": {"errors", "objectives.*"},
+  "models.*": {"errors", "catalog", "models.layers", "models.transformer"},
+  "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
-  "evaluators.*": {"errors", "data.*", "evaluators.*"},
+  "evaluators.*": {"errors", "catalog", "data.*", "evaluators.*"},
   "analysis": {"errors", "trees", "record", "checkpoint", "data.sequences"},
   **dict.fromkeys(ENTRIES, {"*"}),
   **dict.fromkeys(("study", "cohort"), {"*", "train"}),

@@ -105,8 +105,9 @@ class ItemLoss(objective.Objective):
       inputs["labels"], shards=shards, capacity=capacity)
     seen = {name: inputs[name] for name in ("items", "users")}
     if self.criterion == "softmax":
-      scores = apply_fn(params, seen, rng, positions=positions)
-      total, weight = losses.cross_entropy(scores, labels, weights)
+      picked, partition = apply_fn(params, seen, rng, positions=positions,
+                                   readout=lambda scores: scores.against_all(labels))
+      total, weight = losses.cross_entropy(picked, partition, weights)
       return total, weight, {"dropped": dropped}
     drawn = self._drawn(inputs["negatives"], positions)
     positive, negative = apply_fn(params, seen, rng, positions=positions,

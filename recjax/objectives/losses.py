@@ -5,19 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def cross_entropy(scores, labels, weights):
+def cross_entropy(picked, partition, weights):
   """Returns (sum of weighted softmax cross-entropies, sum of weights), both float32.
 
   Args:
-    scores: [..., N + 1] logits in any float type.
-    labels: int32 [...].
+    picked: float32 [...], scores of the labels.
+    partition: float32 [...], log of the sum of exp(score) over all ids.
     weights: [...], 0 where there is no label.
   """
-  scores = scores.astype(jnp.float32)
-  picked = jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
-  losses = jax.nn.logsumexp(scores, axis=-1) - picked
-  weights = weights.astype(jnp.float32)
-  return jnp.sum(losses * weights), jnp.sum(weights)
+  weights = jnp.asarray(weights, jnp.float32)
+  return jnp.sum((partition - picked) * weights), jnp.sum(weights)
 
 
 def binary_cross_entropy(positive, negatives, keep, weights, *, beta=1.0):
