@@ -30,7 +30,8 @@ def get_config():
 
   item_loss = dict(  # see recjax/objectives/item_loss.py
     criterion="softmax",  # softmax, bce, gbce, sampled_softmax
-    num_negatives=256, calibration=0.75, negatives="position", unseen=False)
+    num_negatives=256, calibration=0.75, negatives="position", unseen=False,
+    proposal="uniform", power=0.75)  # negatives: uniform, popularity (count^power), in_batch
   config.objective = dict(
     name="masked_item",
     window=config_dict.placeholder(str),  # last, random, prefix; None: the objective's own

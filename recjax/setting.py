@@ -91,7 +91,7 @@ def set_up(exp):
   window = exp.model.max_len + exp.objective.extra_columns
   resident = batches.resident(
     exp.data, min_length=exp.objective.min_length, columns=exp.objective.columns,
-    slide=window if exp.objective.slide else None)
+    slide=window if exp.objective.slide else None, popularity=exp.objective.popularity)
   duration = dict(batch_size=config.batch_size, examples=len(resident["users"]))
   total_steps = spec.steps(config, "total", **duration)
   def every(name, default):

@@ -11,6 +11,7 @@ defaults:
     extra_columns  columns of a sampled window beyond the model's positions
     slide          True: an epoch visits every window of every user, not one of each
     columns        what `batches.resident` adds: "ratings", "seen", "global"
+    popularity     None, or the power of an item's count that `batches.resident` adds draws for
     prepare(rng, batch, resident)            -> inputs, [B, ...] each
     loss(apply_fn, params, inputs, ...)      -> (sum, weight, metrics)
     label_statistics(lengths)                -> (mean, variance, most) labels of a row

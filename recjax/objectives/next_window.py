@@ -48,7 +48,7 @@ class NextWindow(objective.Objective):
     items = jnp.pad(items, ((0, 0), (missing, 0)))
     return {"items": items[:, :-self.targets], "users": batch["users"],
             "targets": items[:, -self.targets:],
-            "negatives": negatives.sample(rng, batch["users"], resident, self.num_negatives)}
+            "negatives": negatives.unseen(rng, batch["users"], resident, self.num_negatives)}
 
   def loss(self, apply_fn, params, inputs, *, shards, capacity, rng):
     """Returns (sum, number of targets, {"dropped": 0}).
