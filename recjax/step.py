@@ -29,7 +29,7 @@ def make_apply(model, tables):
 
 
 def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_batches, shards,
-                     rooms):
+                     rooms, rows=None):
   """Returns the compiled `(state, resident, count) -> (state, sums)` that takes `count` steps.
 
   The state is donated. `count` is traced: any number of steps runs the same program, and running
@@ -47,8 +47,9 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
     shards: runs of rows of a micro-batch whose labels are gathered apart.
     rooms: {columns: room for labels in a shard}. With several, rows are sorted by length and every
       micro-batch is cut to the fewest columns that hold it: padding costs as much as items do.
+    rows: `sparse.Rows`, where only rows of the batch's items are differentiated and updated.
   """
-  def differentiate(params, inputs, rng, *, columns):
+  def differentiate(params, inputs, rng, *, apply_fn, columns):
     inputs = partition.constrain_rows(inputs, mesh)
     if len(rooms) > 1:
       inputs = objective.trim(inputs, columns)
@@ -63,14 +64,19 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
     (loss, (weight, metrics)), grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
     return grads, {"loss": loss, "weight": weight, **metrics}
 
-  branches = {columns: functools.partial(differentiate, columns=columns) for columns in rooms}
+  def whole(*state):
+    return apply_fn, *state, lambda *state: state
 
   def update(params, opt_state, inputs, rng):
+    narrow = whole if rows is None else rows.narrow
+    apply, params, opt_state, inputs, widen = narrow(params, opt_state, inputs)
+    branches = {columns: functools.partial(differentiate, apply_fn=apply, columns=columns)
+                for columns in rooms}
     grads, sums = _accumulate(branches, params, inputs, rng, micro_batches)
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1), grads)
     changes, opt_state = tx.update(grads, opt_state, params)
     sums["grad_norm"] = optim.global_norm(grads)
-    return optim.apply_updates(params, changes), opt_state, sums
+    return *widen(optim.apply_updates(params, changes), opt_state), sums
 
   def one(state, resident):
     sample_rng, prepare_rng, dropout_rng = jax.random.split(state.rng, 3)

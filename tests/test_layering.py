@@ -9,6 +9,7 @@ everything but `train`), and every module has a row: the most exact one that fit
     cli                                 errors
     state                               errors trees
     step                                errors trees state optim partition
+    sparse                              errors trees step
     transfer partition checkpoint       errors trees
     optim                               errors trees spec
     statistics slices                   errors
@@ -28,7 +29,7 @@ everything but `train`), and every module has a row: the most exact one that fit
     data/                               errors spec data.*
     evaluators/                         errors catalog data.* evaluators.*
     analysis                            errors trees record checkpoint data.sequences
-    setting                             errors spec state step optim results experiment
+    setting                             errors spec state step sparse optim results experiment
                                         objectives.* data.*
     cohort_plan trials study_cohorts    no jax: errors, record, report and the like
     train evaluate study cohort recommend prepare  *; study and cohort also train
@@ -64,6 +65,7 @@ MAY_IMPORT = {
   "plots": {"errors", "slices", "tables", "evaluators.metrics"},
   "state": {"errors", "trees"},
   "step": {"errors", "trees", "state", "optim", "partition"},
+  "sparse": {"errors", "trees", "step"},
   **dict.fromkeys(("transfer", "partition", "checkpoint"), {"errors", "trees"}),
   "optim": {"errors", "trees", "spec"},
   "report": {"errors", "record", "slices", "statistics", "comparisons", "claims", "tables",
@@ -80,8 +82,8 @@ MAY_IMPORT = {
   "analysis": {"errors", "trees", "record", "checkpoint", "data.sequences"},
   **dict.fromkeys(ENTRIES, {"*"}),
   **dict.fromkeys(("study", "cohort"), {"*", "train"}),
-  "setting": {"errors", "spec", "state", "step", "optim", "results", "experiment", "objectives.*",
-              "data.*"},
+  "setting": {"errors", "spec", "state", "step", "sparse", "optim", "results", "experiment",
+              "objectives.*", "data.*"},
   "cohort_plan": {"errors"},
   "trials": {"record", "evaluators.metrics"},
   "study_cohorts": {"errors", "report", "tables", "cohort_plan"},

@@ -26,9 +26,9 @@ def popularity(counts, pool, power):
 
 
 def alias_table(weights):
-  """Returns (chance float32 [M], alias int32 [M]): a place i drawn uniformly stays i with chance[i].
+  """Returns (chance float32 [M], alias int32 [M]) of draws by these weights (Walker 1977).
 
-  Else it becomes alias[i] (Walker 1977); a draw costs the same however many places there are. What
+  A place i, drawn uniformly, stays i with chance[i] and else becomes alias[i]. What
   places lack to 1 / M, one after the other, is filled from what others have in excess, likewise;
   where that overshoots, the exhausted one is filled up from the next. Both are searches in sums.
 

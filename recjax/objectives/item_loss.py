@@ -30,9 +30,10 @@ class ItemLoss(objective.Objective):
 
   `negatives` says whose they are: each position's own, drawn apart (with repeats, as gSASRec);
   those of all positions of a row; those of the whole batch, as in_batch always is (uniform ones
-  without repeats, in catalogs where that is cheap). Sharing leaves the expected gradient of bce and gbce as
-  it is and costs a small matmul: a step of gSASRec on MovieLens-1M (width 128, 200 positions, 256
-  negatives, 3,416 items) takes 10 ms of a CPU a user, with own negatives 20, with full softmax 21.
+  without repeats, where the catalog is small). Sharing leaves the expected gradient of bce and gbce
+  as it is and costs a small matmul: a step of gSASRec on MovieLens-1M (width 128, 200 positions,
+  256 negatives, 3,416 items) takes 10 ms of a CPU a user, with own negatives 20, with full softmax
+  21.
   """
   criterion: str = "softmax"
   num_negatives: int = 256  # K
@@ -68,6 +69,16 @@ class ItemLoss(objective.Objective):
     """Returns the power of `batches.resident`, None where draws are uniform."""
     powers = {"uniform": None, "popularity": self.power, "in_batch": 1.0}
     return None if self.criterion == "softmax" else powers[self.proposal]
+
+  @property
+  def item_inputs(self):
+    """Returns the inputs that hold all items that the loss reads."""
+    return () if self.criterion == "softmax" else ("items", "labels", "negatives")
+
+  def item_ids(self, inputs):
+    """Returns arrays that hold the items of `item_inputs`; what is shared only once."""
+    drawn = inputs["negatives"]
+    return inputs["items"], inputs["labels"], drawn[:1] if self._sharing == "batch" else drawn
 
   def with_negatives(self, rng, inputs, resident):
     """Returns `inputs` and, where the criterion needs them, "negatives", "offered", "log_q".

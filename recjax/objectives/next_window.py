@@ -25,6 +25,7 @@ class NextWindow(objective.Objective):
   pool: str = "domain"  # negatives from the items of the domain; "global": from all, as released
   window: str = "last"
   slide = True
+  item_inputs = ("items", "targets", "negatives")
 
   def __post_init__(self):
     errors.choose(dict.fromkeys(("domain", "global")), self.pool, "objective.next_window.pool")
@@ -49,6 +50,10 @@ class NextWindow(objective.Objective):
     return {"items": items[:, :-self.targets], "users": batch["users"],
             "targets": items[:, -self.targets:],
             "negatives": negatives.unseen(rng, batch["users"], resident, self.num_negatives)}
+
+  def item_ids(self, inputs):
+    """Returns arrays that hold the items of `item_inputs`."""
+    return [inputs[name] for name in self.item_inputs]
 
   def loss(self, apply_fn, params, inputs, *, shards, capacity, rng):
     """Returns (sum, number of targets, {"dropped": 0}).

@@ -10,6 +10,7 @@ class Objective:
   slide = False  # one window a user and epoch
   columns = ()
   popularity = None
+  item_inputs = ()
   updates = 1
 
   def label_statistics(self, lengths):
