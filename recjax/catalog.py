@@ -20,6 +20,7 @@ ROWS_FOR_ONE = 32
 BLOCK = {"cpu": 2**20}
 BLOCK_ELSEWHERE = 2**25
 WHOLE = 4  # blocks
+HELD = 2**26  # scores of a batch of users that are held at once; beyond, they are only folded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,20 +90,21 @@ class Scores:
       return len(self)
     return min(max(size // positions // 128 * 128, 128), len(self))
 
-  def fold(self, step, start):
+  def fold(self, start, *steps):
     """Returns start -> step(carry, scores, ids, fresh) -> ... over all blocks, in order of ids.
 
     Scores are float32 [S, C, V], of `ids` int32 [V]. The last block may begin with ids that have
-    been seen already: `fresh` bool [V] is False there.
+    been seen already: `fresh` bool [V] is False there. Of several steps the second goes over all
+    blocks after the first has; they see the same bits, since the same operation computes them.
     """
     blocks = _Blocks(len(self), self.width(), self.axis)
     def body(index, carry):
-      begin, ids, fresh = blocks.place(index)
+      begin, ids, fresh = blocks.place(index % blocks.count)
       scores = blocks.score(self.x, blocks.rows(self.table, begin))
       if self.bias is not None:
         scores = scores + blocks.bias(self.bias, begin)
-      return step(carry, scores, ids, fresh)
-    return jax.lax.fori_loop(0, blocks.count, body, start)
+      return jax.lax.switch(index // blocks.count, steps, carry, scores, ids, fresh)
+    return jax.lax.fori_loop(0, len(steps) * blocks.count, body, start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +124,11 @@ class Given(Scores):
   def width(self):
     return len(self)
 
-  def fold(self, step, start):
-    fresh = jnp.ones(len(self), bool)
-    return step(start, self.x.astype(jnp.float32), jnp.arange(len(self)), fresh)
+  def fold(self, start, *steps):
+    scores, fresh = self.x.astype(jnp.float32), jnp.ones(len(self), bool)
+    for step in steps:
+      start = step(start, scores, jnp.arange(len(self)), fresh)
+    return start
 
 
 def read(scores, candidates=None, readout=None):
@@ -160,7 +164,7 @@ def top(scores, k, allowed, barred):
     values, which = jax.lax.top_k(values, k)
     return values, jnp.take_along_axis(names, which, -1)
   shape = (*barred.shape[:2], k)
-  return scores.fold(step, (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)))
+  return scores.fold((jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)), step)
 
 
 @dataclasses.dataclass(frozen=True)

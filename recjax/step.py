@@ -108,11 +108,14 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
 def make_predict(apply_fn, objective, mesh):
   """Returns predict(params, users [B], histories [B, T], ...) -> what `objective` predicts.
 
-  That is float32 scores [B, N + 1], or ratings; the further arrays are those that
-  `objective.predict` asks for.
+  That is float32 scores [B, N + 1], or what `readout`, if there is one, makes of `catalog.Scores`
+  [B, 1]; or ratings. The further arrays are those that `objective.predict` asks for.
   """
-  def predict(params, *arrays):
-    return objective.predict(apply_fn, params, *partition.constrain_rows(arrays, mesh))
+  def predict(params, *arrays, readout=None):
+    ask = objective.predict
+    if readout is not None:
+      ask = functools.partial(ask, readout=readout)
+    return ask(apply_fn, params, *partition.constrain_rows(arrays, mesh))
   return predict
 
 

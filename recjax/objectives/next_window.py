@@ -77,6 +77,6 @@ class NextWindow(objective.Objective):
     far = far / jnp.maximum(jnp.sum(valid, -1), 1)
     return -jnp.sum(near + count * far), jnp.sum(count), {"dropped": jnp.int32(0)}
 
-  def predict(self, apply_fn, params, users, histories):
+  def predict(self, apply_fn, params, users, histories, readout=None):
     """Returns scores [B, N + 1] after the last items of each history."""
-    return masked_item.predict_at_end(apply_fn, params, users, histories)
+    return masked_item.predict_at_end(apply_fn, params, users, histories, readout)
