@@ -30,7 +30,8 @@ def get_config():
 
   item_loss = dict(  # see recjax/objectives/item_loss.py
     criterion="softmax",  # softmax, bce, gbce, sampled_softmax
-    num_negatives=256, calibration=0.75, negatives="position", unseen=False)
+    num_negatives=256, calibration=0.75, negatives="position", unseen=False,
+    proposal="uniform", power=0.75)  # negatives: uniform, popularity (count^power), in_batch
   config.objective = dict(
     name="masked_item",
     window=config_dict.placeholder(str),  # last, random, prefix; None: the objective's own
@@ -42,6 +43,9 @@ def get_config():
     clip_norm=config_dict.placeholder(float), decay="constant", final_lr_scale=0.0,
     warmup_steps=config_dict.placeholder(int), warmup_epochs=config_dict.placeholder(float),
     warmup_examples=config_dict.placeholder(int), warmup_percent=config_dict.placeholder(float),
+    # Large tables: update only the rows that a batch meets. None: where that is quicker, sampled
+    # losses of large catalogs (Adam is then lazy; see recjax/sparse.py).
+    sparse_rows=config_dict.placeholder(bool),
     rules=())  # ((regex over parameters, dict(freeze=, lr_scale=, weight_decay=)), ...)
 
   config.eval = dict(

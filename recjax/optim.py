@@ -1,12 +1,13 @@
 """Optimizers from the config: the only importer of optax.
 
-`config.optim` fields: name (adam, adamw, sgd), lr, b1, b2, eps, momentum (sgd), warmup_*, decay
-(constant, linear, cosine, rsqrt), final_lr_scale, clip_norm (None: off), weight_decay, and `rules`:
-a tuple of (regex over parameter names, options), first full match wins, with the options
+`config.optim` fields: name (adam, adamw, adagrad, sgd), lr, b1, b2, eps, momentum (sgd), warmup_*,
+decay (constant, linear, cosine, rsqrt), final_lr_scale, clip_norm (None: off), weight_decay, and
+`rules`: a tuple of (regex over parameter names, options), first full match wins, with the options
     freeze        True: the leaf neither moves nor owns optimizer slots
     lr_scale      multiplies the learning rate
     weight_decay  replaces the default
 `adam` adds weight decay to the gradient (L2, as the survey's Caser), `adamw` to the update.
+`sparse_rows` is for recjax/sparse.py.
 """
 
 import jax
@@ -111,5 +112,6 @@ def _update_rule(config, decay):
   return errors.choose({
     "adam": lambda: [*l2, adam()],
     "adamw": lambda: [adam(), *l2],
+    "adagrad": lambda: [*l2, optax.scale_by_rss(initial_accumulator_value=0.1, eps=config.eps)],
     "sgd": lambda: [*l2, optax.trace(decay=config.momentum)] if config.momentum else l2,
   }, config.name, "optim.name")()

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from recjax import cli, errors, experiment, partition, record
+from recjax import catalog, cli, errors, experiment, partition, record
 
 FLAGS = flags.FLAGS
 
@@ -48,6 +48,10 @@ class Recommender:
     self._num_items = int(allowed.sum())
 
     def top(params, users, histories, owned, k):
+      if self._batch * len(allowed) > catalog.HELD:
+        best = exp.predict(params, users, histories, readout=lambda scores: catalog.top(
+          scores, k, jnp.asarray(allowed), owned[:, None]))
+        return tuple(x[:, 0] for x in best)
       scores = exp.predict(params, users, histories)
       scores = jnp.where(allowed, scores, -jnp.inf)
       rows = jnp.arange(len(users))[:, None]

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from recjax import errors, experiment, objectives, optim, results, spec
+from recjax import errors, experiment, objectives, optim, results, sparse, spec
 from recjax import state as state_lib
 from recjax import step as step_lib
 from recjax.data import batches
@@ -64,9 +64,11 @@ class Setting:
                                "it to ()")
       widths = {*rooms, *(n for n in shorter if n < max(rooms))}
       rooms = {n: room(np.array([n + exp.objective.extra_columns])) for n in widths}
+    rows = sparse.make(config.optim.sparse_rows, model=exp.model, tables=exp.tables,
+                       objective=exp.objective)
     return step_lib.make_train_steps(
       apply_fn=exp.apply_fn, objective=exp.objective, tx=tx, sample=sample, mesh=exp.mesh,
-      trainable=trainable, micro_batches=size // micro, rooms=rooms)
+      trainable=trainable, micro_batches=size // micro, rooms=rooms, rows=rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,7 @@ def set_up(exp):
   window = exp.model.max_len + exp.objective.extra_columns
   resident = batches.resident(
     exp.data, min_length=exp.objective.min_length, columns=exp.objective.columns,
-    slide=window if exp.objective.slide else None)
+    slide=window if exp.objective.slide else None, popularity=exp.objective.popularity)
   duration = dict(batch_size=config.batch_size, examples=len(resident["users"]))
   total_steps = spec.steps(config, "total", **duration)
   def every(name, default):

@@ -14,7 +14,7 @@ def make_apply(model, tables):
   """Returns apply_fn(params, inputs, rng, **where) -> scores, as objectives call a model.
 
   `inputs` are the model's arguments by name, [B, ...] each; `rng` is the key of dropout, None
-  without; `where` says at which positions and for which candidates the model is to score.
+  without; `where` says at which positions the model is to score and what is read of the scores.
 
   Args:
     model: of `recjax.models`.
@@ -28,7 +28,8 @@ def make_apply(model, tables):
   return apply_fn
 
 
-def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_batches, rooms):
+def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_batches, rooms,
+                     rows=None):
   """Returns the compiled `(state, resident, count) -> (state, sums)` that takes `count` steps.
 
   The state is donated. `count` is traced: any number of steps runs the same program, and running
@@ -46,8 +47,9 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
       result is that of the whole batch, and the same on any number of devices.
     rooms: {columns: room for labels in a part}. With several, rows are sorted by length and every
       part is cut to the fewest columns that hold it: padding costs as much as items do.
+    rows: `sparse.Rows`, where only rows of the batch's items are differentiated and updated.
   """
-  def differentiate(params, inputs, rng, *, columns):
+  def differentiate(params, inputs, rng, *, apply_fn, columns):
     if len(rooms) > 1:
       inputs = objective.trim(inputs, columns)
 
@@ -61,14 +63,19 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
     (loss, (weight, metrics)), grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
     return grads, {"loss": loss, "weight": weight, **metrics}
 
-  branches = {columns: functools.partial(differentiate, columns=columns) for columns in rooms}
+  def whole(*state):
+    return apply_fn, *state, lambda *state: state
 
   def update(params, opt_state, inputs, rng):
+    narrow = whole if rows is None else rows.narrow
+    apply, params, opt_state, inputs, widen = narrow(params, opt_state, inputs)
+    branches = {columns: functools.partial(differentiate, apply_fn=apply, columns=columns)
+                for columns in rooms}
     grads, sums = _accumulate(branches, params, inputs, rng, micro_batches, mesh)
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1), grads)
     changes, opt_state = tx.update(grads, opt_state, params)
     sums["grad_norm"] = optim.global_norm(grads)
-    return optim.apply_updates(params, changes), opt_state, sums
+    return *widen(optim.apply_updates(params, changes), opt_state), sums
 
   def one(state, resident):
     sample_rng, prepare_rng, dropout_rng = jax.random.split(state.rng, 3)
@@ -100,11 +107,14 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
 def make_predict(apply_fn, objective, mesh):
   """Returns predict(params, users [B], histories [B, T], ...) -> what `objective` predicts.
 
-  That is float32 scores [B, N + 1], or ratings; the further arrays are those that
-  `objective.predict` asks for.
+  That is float32 scores [B, N + 1], or what `readout`, if there is one, makes of `catalog.Scores`
+  [B, 1]; or ratings. The further arrays are those that `objective.predict` asks for.
   """
-  def predict(params, *arrays):
-    return objective.predict(apply_fn, params, *partition.constrain_rows(arrays, mesh))
+  def predict(params, *arrays, readout=None):
+    ask = objective.predict
+    if readout is not None:
+      ask = functools.partial(ask, readout=readout)
+    return ask(apply_fn, params, *partition.constrain_rows(arrays, mesh))
   return predict
 
 

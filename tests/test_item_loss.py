@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax import errors, objectives
+from recjax import catalog, errors, objectives
 from recjax.models import layers
 from recjax.objectives import losses
 
@@ -44,14 +44,12 @@ def _batch(rows=B):
   return {"items": items, "users": np.arange(rows, dtype=np.int32)}
 
 
-def _apply(params, inputs, rng, *, positions=None, candidates=None):
+def _apply(params, inputs, rng, *, positions=None, candidates=None, readout=None):
   """The smallest model: a vector for every item that is read, and one for every item scored."""
   del rng
   x = jnp.tanh(params["read"][inputs["items"]])
   x = x if positions is None else layers.select(x, positions)
-  if candidates is None:
-    return x @ params["scored"].T
-  return layers.candidate_scores(x, params["scored"], None, candidates)
+  return catalog.read(catalog.Scores(x, params["scored"]), candidates, readout)
 
 
 def _params():
@@ -101,7 +99,7 @@ def test_sampled_softmax_of_everything_is_the_softmax():
   rng = np.random.default_rng(0)
   scores = jnp.asarray(rng.normal(0, 2, (9, N)), jnp.float32)
   labels = jnp.asarray(rng.integers(0, N, 9))
-  want, _ = losses.cross_entropy(scores, labels, jnp.ones(9))
+  want, _ = losses.cross_entropy(*catalog.Given(scores[None]).against_all(labels[None]), 1.0)
   positive = jnp.take_along_axis(scores, labels[:, None], 1)
   keep = jnp.arange(N) != labels[:, None]
   got, weight = losses.sampled_cross_entropy(positive, scores, keep, jnp.ones(9), offered=N)

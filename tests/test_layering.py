@@ -3,12 +3,13 @@
 A module may import of recjax only what its row names (`data.*` is everything in data/, `*` is
 everything but `train`), and every module has a row: the most exact one that fits.
 
-    errors                              nothing
+    errors catalog                      nothing
     trees spec clock                    errors
     record                              errors clock
     cli                                 errors
     state                               errors trees
     step                                errors trees state optim partition
+    sparse                              errors trees step
     transfer partition checkpoint       errors trees
     optim                               errors trees spec
     statistics slices                   errors
@@ -22,14 +23,14 @@ everything but `train`), and every module has a row: the most exact one that fit
     results                             errors trees record slices data.* evaluators.*
     experiment                          errors trees state step partition checkpoint
                                         models.* objectives.* data.* evaluators.*
-    models/ (one paper a file)          errors models.layers models.columns
+    models/ (one paper a file)          errors catalog models.layers models.columns
                                         models.transformer;
                                         models/__init__: models.*
-    objectives/                         errors objectives.*
+    objectives/                         errors catalog objectives.*
     data/                               errors spec data.*
-    evaluators/                         errors data.* evaluators.*
+    evaluators/                         errors catalog data.* evaluators.*
     analysis                            errors trees record checkpoint data.sequences
-    setting                             errors spec state step optim results experiment
+    setting                             errors spec state step sparse optim results experiment
                                         objectives.* data.*
     cohort_plan trials study_cohorts    no jax: errors, record, report and the like
     train evaluate study cohort recommend prepare  *; study and cohort also train
@@ -55,7 +56,7 @@ MAX_LINES = 400
 ENTRIES = {"train", "cohort", "evaluate", "study", "recommend", "prepare"}
 MAY_IMPORT = {
   "__init__": set(),
-  "errors": set(),
+  **dict.fromkeys(("errors", "catalog"), set()),
   **dict.fromkeys(("trees", "spec", "clock", "cli", "statistics", "slices"), {"errors"}),
   **dict.fromkeys(("tables", "comparisons"), {"errors", "statistics", "slices",
                                               "evaluators.metrics"}),
@@ -65,6 +66,7 @@ MAY_IMPORT = {
   "plots": {"errors", "slices", "tables", "evaluators.metrics"},
   "state": {"errors", "trees"},
   "step": {"errors", "trees", "state", "optim", "partition"},
+  "sparse": {"errors", "trees", "step"},
   **dict.fromkeys(("transfer", "partition", "checkpoint"), {"errors", "trees"}),
   "optim": {"errors", "trees", "spec"},
   "report": {"errors", "record", "slices", "statistics", "comparisons", "claims", "tables",
@@ -74,15 +76,15 @@ MAY_IMPORT = {
   "experiment": {"errors", "trees", "state", "step", "partition", "checkpoint", "models.*",
                  "objectives.*", "data.*", "evaluators.*"},
   "models.__init__": {"errors", "models.*"},
-  "models.*": {"errors", "models.layers", "models.columns", "models.transformer"},
-  "objectives.*": {"errors", "objectives.*"},
+  "models.*": {"errors", "catalog", "models.layers", "models.columns", "models.transformer"},
+  "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
-  "evaluators.*": {"errors", "data.*", "evaluators.*"},
+  "evaluators.*": {"errors", "catalog", "data.*", "evaluators.*"},
   "analysis": {"errors", "trees", "record", "checkpoint", "data.sequences"},
   **dict.fromkeys(ENTRIES, {"*"}),
   **dict.fromkeys(("study", "cohort"), {"*", "train"}),
-  "setting": {"errors", "spec", "state", "step", "optim", "results", "experiment", "objectives.*",
-              "data.*"},
+  "setting": {"errors", "spec", "state", "step", "sparse", "optim", "results", "experiment",
+              "objectives.*", "data.*"},
   "cohort_plan": {"errors"},
   "trials": {"record", "evaluators.metrics"},
   "study_cohorts": {"errors", "report", "tables", "cohort_plan"},

@@ -60,30 +60,6 @@ def test_dropout_is_off_when_not_training_or_zero():
   np.testing.assert_array_equal(layers.Dropout(0.0).apply({}, x, train=True), x)
 
 
-@pytest.mark.parametrize("rows_for_one", [0, 32])  # gathered rows; scores of all, picked
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_candidates_are_scored_alike_on_every_path(rows_for_one, with_bias, monkeypatch):
-  monkeypatch.setattr(layers, "ROWS_FOR_ONE", rows_for_one)
-  rng = np.random.default_rng(0)
-  x, rows = rng.normal(size=(2, 5, 4)), rng.normal(size=(9, 4))
-  bias = rng.normal(size=9) if with_bias else np.zeros(9)
-  x, rows, bias = (jnp.asarray(a, jnp.float32) for a in (x, rows, bias))
-  ids = [jnp.asarray(rng.integers(0, 9, shape)) for shape in ((2, 5, 3), (2, 1, 6), (2, 5, 1))]
-  pull = [jnp.asarray(rng.normal(size=(2, 5, i.shape[2])), jnp.float32) for i in ids]
-  def some(x, rows, bias):
-    found = layers.candidate_scores(x, rows, bias if with_bias else None, tuple(ids))
-    return sum(jnp.sum(f * p) for f, p in zip(found, pull, strict=True))
-  def plain(x, rows, bias):
-    scores = x @ rows.T + bias
-    return sum(jnp.sum(p * jnp.take_along_axis(
-      scores, jnp.broadcast_to(i, (2, 5, i.shape[2])), -1)) for i, p in zip(ids, pull, strict=True))
-  got, want = (jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(x, rows, bias)
-               for f in (some, plain))
-  np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
-  for a, b in zip(got[1][:2 + with_bias], want[1], strict=False):
-    np.testing.assert_allclose(a, b, atol=1e-5)
-
-
 @pytest.mark.parametrize("name,sigma", [("torch", 1.0), ("bert", 0.02 * 0.8796),
                                         ("glorot", np.sqrt(2 / (400 + 50)))])
 def test_tables_start_as_wide_as_they_say(name, sigma):

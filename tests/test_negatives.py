@@ -32,7 +32,7 @@ def _resident(pool):
 def _draws(pool, count=4000):
   """Returns int32 [users, count], row u - 1 of user u."""
   users = jnp.array(sorted(SEEN), jnp.int32)
-  return np.asarray(jax.jit(lambda r: negatives.sample(jax.random.key(0), users, r, count))(
+  return np.asarray(jax.jit(lambda r: negatives.unseen(jax.random.key(0), users, r, count))(
     _resident(pool)))
 
 
@@ -78,20 +78,20 @@ def test_every_place_of_a_large_catalog_is_found():
   ranks = np.arange(items - len(seen))
   found = table["pool"][ranks + np.searchsorted(gaps, ranks, side="right")]
   np.testing.assert_array_equal(found, np.setdiff1d(np.arange(1, items + 1), seen))
-  draws = np.asarray(negatives.sample(
+  draws = np.asarray(negatives.unseen(
     jax.random.key(2), jnp.array([2]), jax.tree.map(jnp.asarray, table), 20000))
   assert not np.isin(draws, seen).any() and draws.min() >= 1 and draws.max() <= items
   assert len(np.unique(draws)) > 0.98 * len(found)  # 1 - exp(-20000 / 4100)
 
 
 def test_an_unknown_user_has_seen_nothing():
-  draws = np.asarray(negatives.sample(jax.random.key(0), jnp.array([0]), _resident("domain"), 2000))
+  draws = np.asarray(negatives.unseen(jax.random.key(0), jnp.array([0]), _resident("domain"), 2000))
   assert set(draws[0]) == set(DOMAIN)
 
 
 def test_draws_follow_the_key_and_are_apart():
   users = jnp.array([2, 2], jnp.int32)
-  one, again, other = (np.asarray(negatives.sample(jax.random.key(key), users, _resident("domain"),
+  one, again, other = (np.asarray(negatives.unseen(jax.random.key(key), users, _resident("domain"),
                                                    500)) for key in (0, 0, 1))
   np.testing.assert_array_equal(one, again)
   assert (one == other).mean() < 0.1 and (one[0] == one[1]).mean() < 0.1
@@ -100,5 +100,5 @@ def test_draws_follow_the_key_and_are_apart():
 def test_nobody_has_seen_anything_of_the_pool():
   data = evaluator_data.dataset([([4, 8], [], [])], N, in_domain=DOMAIN)
   table = jax.tree.map(jnp.asarray, batches.resident(data, columns=("seen",)))
-  draws = np.asarray(negatives.sample(jax.random.key(0), jnp.array([1]), table, 2000))
+  draws = np.asarray(negatives.unseen(jax.random.key(0), jnp.array([1]), table, 2000))
   assert set(draws[0]) == set(DOMAIN)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recjax import catalog
 from recjax import errors
 from recjax import models
 from recjax import objectives
@@ -150,16 +151,18 @@ def test_cross_entropy_is_minus_the_log_probability():
   weights = rng.integers(0, 2, (3, 4))
   p = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
   want = -np.log(np.take_along_axis(p, labels[..., None], -1)[..., 0])
-  total, weight = losses.cross_entropy(jnp.asarray(scores), jnp.asarray(labels), weights)
+  given = lambda dtype: catalog.Given(jnp.asarray(scores, dtype)).against_all(jnp.asarray(labels))
+  total, weight = losses.cross_entropy(*given(jnp.float32), weights)
   np.testing.assert_allclose(total, (want * weights).sum(), rtol=1e-5)
   assert weight == weights.sum()
-  rough, _ = losses.cross_entropy(jnp.asarray(scores, jnp.bfloat16), jnp.asarray(labels), weights)
+  rough, _ = losses.cross_entropy(*given(jnp.bfloat16), weights)
   assert rough.dtype == jnp.float32
   np.testing.assert_allclose(rough, total, rtol=0.02)
 
 
 def test_large_scores_stay_finite():
-  total, _ = losses.cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([0]), jnp.ones(1))
+  total, _ = losses.cross_entropy(*catalog.Given(jnp.array([[[1e4, -1e4]]])).against_all(
+    jnp.array([[0]])), jnp.ones((1, 1)))
   assert total == 0
 
 
@@ -235,8 +238,9 @@ def test_unlabeled_positions_do_not_count():
   changed = everything + 100 * np.random.default_rng(1).normal(size=everything.shape) * (
     np.asarray(inputs["labels"]) == 0)[..., None]
   def loss(scores):
-    apply_fn = lambda params, inputs, rng, positions: jnp.take_along_axis(
-      jnp.asarray(scores, jnp.float32).reshape(2, -1, N + 1), positions[..., None], 1)
+    apply_fn = lambda params, inputs, rng, positions, readout: readout(catalog.Given(
+      jnp.take_along_axis(jnp.asarray(scores, jnp.float32).reshape(2, -1, N + 1),
+                          positions[..., None], 1)))
     return objective.loss(apply_fn, None, inputs, shards=2, capacity=B * T // 2, rng=None)[0]
   assert loss(everything) == loss(changed) > 0
 

@@ -1,6 +1,10 @@
 """The ranking evaluator against its plain definition, and what must not change its results."""
 
 import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
 
 import evaluator_data
 import jax
@@ -8,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax import errors
+from recjax import catalog, errors
 from recjax.data import sequences
 from recjax.evaluators import candidates, metrics, popularity, ranking
 from recjax.evaluators import values as values_lib
@@ -152,6 +156,102 @@ def test_column_zero_and_other_domains_do_not_matter():
   everywhere = ranking.Ranking(data, protocols=("uniform100_global",))
   means = everywhere.run(evaluator_data.lookup, scores).means()
   assert means["train"]["uniform100_global"]["ndcg@3"] < .01
+
+
+def _products(params, users, histories, readout=None):
+  """Scores as inner products; whole numbers, so that they are exact and many are level."""
+  of_users, of_items, bias = params
+  x = of_users[users] + (histories[:, -1:] % 2)
+  scores = catalog.Scores(x[:, None], of_items, bias)
+  return scores.all()[:, 0] if readout is None else readout(scores)
+
+
+def _product_params(data, seed=0):
+  rng = np.random.default_rng(seed)
+  whole = lambda *shape: jnp.asarray(rng.integers(-2, 3, shape), jnp.float32)
+  return whole(data.num_users + 1, 3), whole(data.num_items + 1, 3), whole(data.num_items + 1)
+
+
+def _in_blocks(monkeypatch):
+  monkeypatch.setattr(catalog, "HELD", 0)
+  monkeypatch.setattr(catalog, "WHOLE", 0)
+  monkeypatch.setattr(catalog, "BLOCK", {"cpu": 1})
+
+
+@pytest.mark.parametrize("protocols", [ranking.PROTOCOLS, ("full",), ("pop100", ranking.LEGACY)])
+def test_a_large_catalog_is_ranked_in_blocks_and_alike(protocols, monkeypatch):
+  data = dataclasses.replace(evaluator_data.random_dataset(), first_seen=np.arange(301))
+  params = _product_params(data)
+  make = lambda **kw: ranking.Ranking(data, protocols=protocols, batch_size=16, **kw)
+  whole = make()
+  expected = whole.run(_products, params).flat()
+  references = {name: found.flat() for name, found in whole.references().items()}
+  _in_blocks(monkeypatch)
+  mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  for found in (make(), make(put=lambda array: jax.device_put(array, rows))):
+    for name, values in found.run(_products, params).flat().items():
+      np.testing.assert_array_equal(values, expected[name], err_msg=name)
+  for name, found in make().references().items():
+    for metric, values in found.flat().items():
+      np.testing.assert_array_equal(values, references[name][metric], err_msg=metric)
+
+
+@pytest.mark.parametrize("width", [2, 24])
+def test_a_positive_is_level_with_itself_in_blocks(width, monkeypatch):
+  # No whole numbers: were a score computed in two ways, "equal" would be -1 here and there.
+  _in_blocks(monkeypatch)
+  data = evaluator_data.random_dataset()
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  params = normal(data.num_users + 1, width), normal(301, width), normal(301)
+  seen = []
+  monkeypatch.setattr(ranking.metrics, "compute", lambda greater, equal, mask, ks: (
+    seen.append((greater, equal, mask)), {})[1])
+  monkeypatch.setattr(ranking.metrics, "per_positive", lambda *counts: {})
+  for size in (1, 16):
+    ranking.Ranking(data, protocols=("full",), batch_size=size).run(_products, params)
+  for greater, equal, mask in seen:
+    assert (equal[mask] == 0).all() and (greater[mask] >= 0).all()
+
+
+def test_nan_scores_stop_an_evaluation_in_blocks(monkeypatch):
+  _in_blocks(monkeypatch)
+  data = evaluator_data.random_dataset()
+  users, items, bias = _product_params(data)
+  evaluator = ranking.Ranking(data, batch_size=16, protocols=("full",))
+  evaluator.run(_products, (users, items, bias.at[0].set(np.nan)))
+  with pytest.raises(FloatingPointError, match="user 23 "):
+    evaluator.run(_products, (users.at[23].set(np.nan), items, bias))
+
+
+MILLION = """
+import resource, sys
+sys.path[:0] = sys.argv[1:]
+import evaluator_data, jax.numpy as jnp, numpy as np
+from recjax import catalog
+from recjax.evaluators import ranking
+rng, items = np.random.default_rng(0), 10**6
+data = evaluator_data.dataset([(rng.integers(1, items, 20), [n], [n + 500]) for n in range(1, 257)],
+                              items)
+table = jnp.asarray(rng.normal(size=(items + 1, 8)), jnp.float32)
+def score(table, users, histories, readout):
+  return readout(catalog.Scores(table[histories[:, -1:]], table))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+evaluator = ranking.Ranking(data, batch_size=256, protocols=("full",), contexts=("train",))
+before = peak()
+found = evaluator.run(score, table).means()["train"]["full"]
+assert 0 < found["mrr"] < 0.1, found
+assert peak() - before < 0.3, peak() - before  # GiB; all scores at once are 1.02
+"""
+
+
+@pytest.mark.slow
+def test_a_million_items_are_ranked_in_little_memory():
+  folder = pathlib.Path(__file__).parent
+  done = subprocess.run([sys.executable, "-c", MILLION, str(folder), str(folder.parent)], text=True,
+                        capture_output=True, check=False, env={**os.environ, "XLA_FLAGS": ""})
+  assert done.returncode == 0, done.stderr
 
 
 def test_infinite_scores_are_ranked():

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from recjax import catalog
 from recjax import models
 from recjax import objectives
 from recjax import optim
@@ -49,14 +50,15 @@ def _params():
           "head": fill(W, N + 1)}
 
 
-def _apply(params, inputs, rng, positions=None, *, rate):
+def _apply(params, inputs, rng, positions=None, readout=None, *, rate):
   """A model in five lines: the steps must not care."""
   items, users = inputs["items"], inputs["users"]
   x = (params["item"][items] + params["user"][users][:, None]) * (items > 0)[..., None]
   x = jnp.tanh((x + x.sum(1, keepdims=True) / T) @ params["mix"])  # padding adds nothing
   if rate:
     x = x * jax.random.bernoulli(rng, 1 - rate, x.shape)
-  return (x if positions is None else layers.select(x, positions)) @ params["head"]
+  x = x if positions is None else layers.select(x, positions)
+  return catalog.read(catalog.Scores(x, params["head"], axis=1), readout=readout)
 
 
 @functools.cache

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax import errors
+from recjax.data import proposals
 from recjax.data import sequences
 
 ROUNDS = 8
 WINDOWS = ("last", "prefix", "random")
 
 
-def resident(data, *, split="train", min_length=1, slide=None, columns=()):
+def resident(data, *, split="train", min_length=1, slide=None, columns=(), popularity=None):
   """Returns the host arrays that batches are sampled from.
 
   Args:
@@ -22,6 +23,7 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=()):
       is one, whole.
     columns: "ratings" adds what users gave, "seen" which items of the pool they own in `split` (see
       `objectives.negatives`); with "global" the pool is all items, those of other domains included.
+    popularity: adds the tables of `proposals.popularity`, with this power of an item's count.
 
   Returns:
     {"items" int32 [R], "users" int32 [n], "begin" and "end" [n] rows of each example, "pool" int32
@@ -51,6 +53,8 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=()):
     arrays["ratings"] = np.asarray(data.ratings, np.float32)
   if "seen" in columns:
     arrays |= _seen(data, split, arrays["pool"])
+  if popularity is not None:
+    arrays |= proposals.popularity(data.item_counts(split), arrays["pool"], popularity)
   return arrays
 
 

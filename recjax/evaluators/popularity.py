@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from recjax import catalog
 from recjax.evaluators import values as values_lib
 
 
@@ -29,6 +30,8 @@ def _run(ranking, item_scores):
                             first.positives)
 
 
-def _score(item_scores, users, histories):
+def _score(item_scores, users, histories, readout=None):
   del histories
+  if readout is not None:
+    return readout(catalog.Scores(jnp.ones((len(users), 1, 1)), item_scores[:, None]))
   return jnp.broadcast_to(item_scores, (len(users), len(item_scores)))

@@ -7,7 +7,9 @@
 
 A positive is always a candidate, even if the user owned it before. The device counts for each
 positive how many candidates beat and tie it; that needs no sort and no [B, N] mask, and the host
-turns the counts into metrics.
+turns the counts into metrics. Where a batch of users has too many scores to hold (`catalog.HELD`),
+they are counted over blocks of the catalog; and where no protocol asks for all items, only the
+candidates are scored.
 """
 
 import collections
@@ -17,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import errors
+from recjax import catalog, errors
 from recjax.data import sequences
 from recjax.evaluators import candidates, held_out, metrics, popularity, values
 
@@ -81,6 +83,7 @@ class Ranking:
     self._order = np.argsort(np.diff(self._positives[1]), kind="stable")
     self._spans = {context: held_out.history_span(data, self.users, split, context)
                    for context in self.contexts}
+    self._streams = batch_size * (data.num_items + 1) > catalog.HELD
     self._score = (None, None)
 
   def run(self, score_fn, params, *, contexts=None):
@@ -88,13 +91,16 @@ class Ranking:
 
     Histories are left-padded with the most recent item last; column 0 of the scores is ignored.
     `score_fn` is compiled once per function object: pass the same one each time. Batches are filled
-    up with user 0 and an empty history.
+    up with user 0 and an empty history. In a large catalog it is also given `readout`, a function
+    of the `catalog.Scores` [B, 1] whose answer it returns instead.
 
     Raises:
-      FloatingPointError: a score of an evaluated user is NaN.
+      FloatingPointError: a score of an evaluated user is NaN (if it is looked at: all are, but for
+        sampled protocols alone in a large catalog).
     """
     if score_fn != self._score[0]:  # Not `is`: each look-up of a method is a new object.
-      self._score = (score_fn, jax.jit(score_fn))
+      self._score = (score_fn, jax.jit(functools.partial(self._stream, score_fn)
+                                       if self._streams else score_fn))
     found, each, waiting = {}, {}, collections.deque()
     for low in range(0, len(self.users), self._batch_size):
       rows = self._order[low:low + self._batch_size]
@@ -130,13 +136,20 @@ class Ranking:
     begin, end = (edge[rows] for edge in self._spans[context])
     histories = sequences.pad(
       self._data.items, begin, end, width=self._history_length, align="right")
+    histories = self._put(self._rows(histories))
+    if self._streams:
+      return self._score[1](params, batch, histories)
     # Two compiled functions on purpose: inside one, a score may be computed twice with different
     # rounding (fused into the gather and into the comparison), and a positive must tie with itself.
-    scores = self._score[1](params, batch["users"], self._put(self._rows(histories)))
+    scores = self._score[1](params, batch["users"], histories)
     shape = (self._batch_size, self._data.num_items + 1)
     if scores.shape != shape:
       raise ValueError(f"score_fn returned scores {scores.shape}, not [B, N + 1] = {shape}")
     return _count(scores, batch, self._in_domain)
+
+  def _stream(self, score_fn, params, batch, histories):
+    readout = functools.partial(_stream, batch=batch, in_domain=jnp.asarray(self._in_domain))
+    return score_fn(params, batch["users"], histories, readout=readout)
 
   def _collect(self, found, each, context, rows, mask, counts):
     """Fetches one batch's counts; writes metrics of users to `found`, of positives to `each`."""
@@ -161,22 +174,67 @@ class Ranking:
 @jax.jit
 def _count(scores, batch, in_domain):
   """Returns {protocol: (greater, equal), each int32 [B, P]} and "nan" bool [B]."""
-  score_of = functools.partial(jnp.take_along_axis, scores, axis=1)
-  positives = batch["positives"]
-  target = score_of(positives)  # [B, P]
-  peers = _compare(target, target, positives > 0)
+  found = jax.tree.map(functools.partial(jnp.take_along_axis, scores, axis=1), _asked(batch))
   counts = {"nan": jnp.isnan(scores[:, 1:]).any(axis=1)}
+  domain = None
+  if "excluded" in batch:
+    domain = _compare(found["positives"], scores, in_domain[None])
+  return counts | _tally(batch, found, domain, in_domain)
+
+
+def _stream(scores, *, batch, in_domain):
+  """Returns what `_count` does, of `catalog.Scores` [B, 1]."""
+  asked = _asked(batch)
+  ids, shape_of = jnp.concatenate(jax.tree.leaves(asked), axis=1), jax.tree.structure(asked)
+  cuts = np.cumsum([x.shape[1] for x in jax.tree.leaves(asked)])[:-1]
+  split = lambda found: shape_of.unflatten(jnp.split(found, cuts, axis=1))
+  if "excluded" not in batch:
+    found = scores.of(ids[:, None])[:, 0].astype(jnp.float32)
+    nan = (jnp.isnan(found) & (ids > 0)).any(axis=1)
+    return {"nan": nan, **_tally(batch, split(found), None, in_domain)}
+
+  def pick(carry, block, names, fresh):
+    found, nan, domain = carry
+    place = ids - names[0]
+    here = jnp.take_along_axis(block[:, 0], jnp.clip(place, 0, len(names) - 1), axis=1)
+    found = jnp.where((place >= 0) & (place < len(names)), here, found)
+    return found, nan | (jnp.isnan(block[:, 0]) & (names > 0)).any(axis=1), domain
+
+  def compare(carry, block, names, fresh):
+    found, nan, domain = carry
+    more = _compare(split(found)["positives"], block[:, 0], (in_domain[names] & fresh)[None])
+    return found, nan, jax.tree.map(jnp.add, domain, more)
+
+  none = jnp.zeros(batch["positives"].shape, jnp.int32)
+  found, nan, domain = scores.fold(
+    (jnp.zeros(ids.shape, jnp.float32), jnp.zeros(len(ids), bool), (none, none)), pick, compare)
+  return {"nan": nan, **_tally(batch, split(found), domain, in_domain)}
+
+
+def _asked(batch):
+  """Returns the ids, int32 [B, ...] each, whose scores `_tally` must know."""
+  return {name: batch[name] for name in ("positives", "negatives", "before", "excluded")
+          if name in batch}
+
+
+def _tally(batch, found, domain, in_domain):
+  """Returns {protocol: (greater, equal)} from the scores that were found of `_asked`.
+
+  `domain` is what `_compare` says of the positives and all items of the domain.
+  """
+  positives, target = batch["positives"], found["positives"]  # [B, P]
+  peers = _compare(target, target, positives > 0)
+  counts = {}
   for name, ids in batch["negatives"].items():
     mine, rivals = target, peers
     if name == LEGACY:
-      mine = score_of(batch["before"])
+      mine = found["before"]
       rivals = _compare(mine, mine, positives > 0)
-    others = _compare(mine, score_of(ids), ids > 0)
+    others = _compare(mine, found["negatives"][name], ids > 0)
     counts[name] = (rivals[0] + others[0], rivals[1] + others[1] - 1)  # One ties with itself.
   if "excluded" in batch:
     ids = batch["excluded"]  # Distinct and free of positives, so each is subtracted once.
-    domain = _compare(target, scores, in_domain[None])
-    gone = _compare(target, score_of(ids), in_domain[ids])
+    gone = _compare(target, found["excluded"], in_domain[ids])
     counts["full"] = (domain[0] - gone[0], domain[1] - gone[1] - 1)
   return counts
 

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from recjax import catalog
 from recjax import errors
 from recjax.models import layers
 
@@ -66,17 +67,15 @@ class Filters(nn.Module):
 
 
 class Output(nn.Module):
-  """Scores of ids 0..N, or of candidates alone: W2 x + b2."""
+  """Scores of ids 0..N, W2 x + b2, or what `catalog.read` says."""
   num_items: int
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, candidates=None):
+  def __call__(self, x, candidates=None, readout=None):
     table = self.param("W2", layers.table_init("caser"), (self.num_items + 1, x.shape[-1]))
     bias = self.param("b2", nn.initializers.zeros_init(), (self.num_items + 1,))
-    if candidates is not None:
-      return layers.candidate_scores(x, table, bias, candidates)
-    return x @ table.T.astype(self.dtype) + bias.astype(self.dtype)
+    return catalog.read(catalog.Scores(x, table, bias), candidates, readout)
 
 
 class Caser(nn.Module):
@@ -102,7 +101,8 @@ class Caser(nn.Module):
   choices = {"dtype": ("float32", "bfloat16")}
 
   @nn.compact
-  def __call__(self, items, users, tables, *, positions=None, candidates=None, train=False):
+  def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
+               train=False):
     """Returns (scores of ids 0..N, dict of intermediates).
 
     Args:
@@ -112,6 +112,7 @@ class Caser(nn.Module):
       positions: int32 [S, C], which rows to score: flat positions in each of S equal runs of rows.
         All positions of a row have the same scores. None scores every row.
       candidates: tuple of int32 [S, C or 1, K], the ids to score; None scores all.
+      readout: a function of `catalog.Scores` [S, C], whose answer comes back instead.
       train: whether dropout is on.
 
     Scores have shape [S, C, N + 1], or [B, 1, N + 1] without `positions`; with `candidates` they
@@ -140,7 +141,7 @@ class Caser(nn.Module):
     z = z if user is None else jnp.concatenate([z, user], -1)  # [B, Z]
     out["scored"] = z
     z = z[:, None] if positions is None else layers.select(z[:, None], positions // max(length, 1))
-    return Output(self.num_items, dtype, name="out")(z, candidates), out
+    return Output(self.num_items, dtype, name="out")(z, candidates, readout), out
 
   def _slide(self, x):
     """Returns [B, L * horizontal]: the largest finding of every horizontal filter.

@@ -107,7 +107,8 @@ class GRU4Rec(nn.Module):
              "dtype": ("float32", "bfloat16")}
 
   @nn.compact
-  def __call__(self, items, users, tables, *, positions=None, candidates=None, train=False):
+  def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
+               train=False):
     """Returns (scores of ids 0..N, dict of intermediates).
 
     Args:
@@ -117,6 +118,7 @@ class GRU4Rec(nn.Module):
       positions: int32 [S, C], where to score: flat positions in each of S equal runs of rows. None
         scores all positions.
       candidates: tuple of int32 [S, C or 1, K], ids to score there; None scores all.
+      readout: a function of `catalog.Scores` [S, C], whose answer comes back instead.
       train: whether dropout is on.
 
     Scores have shape [S, C, N + 1], or [B, T, N + 1] without `positions`; with `candidates` they
@@ -135,7 +137,8 @@ class GRU4Rec(nn.Module):
     if positions is not None:
       x = layers.select(x, positions)
     return layers.score_items(x, embed.item.embedding, output=self.output,
-                              num_items=self.num_items, candidates=candidates, **common), out
+                              num_items=self.num_items, candidates=candidates,
+                              readout=readout, **common), out
 
   def check(self):
     """Raises UserError where sizes do not fit together."""

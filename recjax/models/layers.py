@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from recjax import catalog
+
 ACTIVATIONS = {
   "relu": nn.relu,
   "gelu_tanh": functools.partial(nn.gelu, approximate=True),
@@ -18,8 +20,6 @@ ACTIVATIONS = {
 }
 INITIALIZERS = ("torch", "bert", "glorot")
 OUTPUTS = ("untied", "tied", "tied_transform")
-# A CPU gathers one row in the time in which a matmul scores so many (3,200 positions, W = 128).
-ROWS_FOR_ONE = 32
 
 
 def table_init(name):
@@ -92,14 +92,15 @@ class LinearHead(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, candidates=None):
-    """Returns [..., N + 1], or with `candidates` what `candidate_scores` says."""
+  def __call__(self, x, candidates=None, readout=None):
+    """Returns [..., N + 1], or what `catalog.read` says."""
     layer = dense(self.num_items + 1, initializer=self.initializer, fan_in=x.shape[-1],
                   name="scores", dtype=self.dtype)
-    if candidates is None:
+    if candidates is None and readout is None:
       return layer(x)
     weights = layer.variables["params"]
-    return candidate_scores(x, weights["kernel"].T, weights["bias"], candidates)
+    scores = catalog.Scores(x, weights["kernel"], weights["bias"], axis=1)
+    return catalog.read(scores, candidates, readout)
 
 
 class TiedHead(nn.Module):
@@ -114,24 +115,21 @@ class TiedHead(nn.Module):
   bias: bool = True
 
   @nn.compact
-  def __call__(self, x, table, candidates=None):
-    """Returns [..., N + 1], or with `candidates` what `candidate_scores` says."""
+  def __call__(self, x, table, candidates=None, readout=None):
+    """Returns [..., N + 1], or what `catalog.read` says."""
     if self.transform:
       x = dense(table.shape[1], initializer=self.initializer, fan_in=x.shape[-1], name="transform",
                 dtype=self.dtype)(x)
       x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(ACTIVATIONS["gelu_erf"](x))
-    rows, bias = table[:self.num_items + 1], None
+    bias = None
     if self.bias:
       bias = self.param("bias", nn.initializers.zeros_init(), (table.shape[0],))
-      bias = bias[:self.num_items + 1]
-    if candidates is not None:
-      return candidate_scores(x, rows, bias, candidates)
-    scores = x @ rows.T.astype(self.dtype)
-    return scores if bias is None else scores + bias.astype(self.dtype)
+    scores = catalog.Scores(x, table, bias, count=self.num_items + 1)
+    return catalog.read(scores, candidates, readout)
 
 
-def score_items(x, table, *, output, num_items, initializer, dtype, candidates=None):
-  """Returns scores of ids 0..N, or of `candidates`, from a head named "head".
+def score_items(x, table, *, output, num_items, initializer, dtype, candidates=None, readout=None):
+  """Returns scores of ids 0..N, or what `catalog.read` says, from a head named "head".
 
   Inside a model's compact method only: the head is a submodule of the caller.
 
@@ -142,39 +140,14 @@ def score_items(x, table, *, output, num_items, initializer, dtype, candidates=N
     num_items: N.
     initializer: of INITIALIZERS.
     dtype: what is computed in.
-    candidates: see `candidate_scores`.
+    candidates: see `catalog.read`.
+    readout: likewise.
   """
   common = dict(initializer=initializer, dtype=dtype, name="head")
   if output == "untied":
-    return LinearHead(num_items, **common)(x, candidates)
+    return LinearHead(num_items, **common)(x, candidates, readout)
   full = output == "tied_transform"
-  return TiedHead(num_items, **common, transform=full, bias=full)(x, table, candidates)
-
-
-def candidate_scores(x, rows, bias, candidates):
-  """Returns the scores of chosen ids: a tuple of [S, C, K], one for each of `candidates`.
-
-  Ids of a run are scored by a matmul with their rows. Ids of one position are picked from the
-  scores of all ids where the catalog is small, since gathering (and, backward, scattering) K rows
-  of every position costs more than that matmul; see ROWS_FOR_ONE.
-
-  Args:
-    x: [S, C, W].
-    rows: [N + 1, W], what each id is scored against.
-    bias: [N + 1] or None.
-    candidates: tuple of int32 [S, C, K], or [S, 1, K] for all positions of a run.
-  """
-  rows = rows.astype(x.dtype)
-  bias = None if bias is None else bias.astype(x.dtype)
-  def pick(ids):
-    if ids.shape[1] > 1 and rows.shape[0] <= ROWS_FOR_ONE * ids.shape[2]:
-      scores = x @ rows.T
-      return jnp.take_along_axis(scores if bias is None else scores + bias, ids, axis=-1)
-    form = "scw,sckw->sck" if ids.shape[1] > 1 else "scw,skw->sck"
-    found = jnp.take(rows, ids if ids.shape[1] > 1 else ids[:, 0], axis=0)
-    scores = jnp.einsum(form, x, found)
-    return scores if bias is None else scores + jnp.take(bias, ids, axis=0)
-  return tuple(pick(ids) for ids in candidates)
+  return TiedHead(num_items, **common, transform=full, bias=full)(x, table, candidates, readout)
 
 
 def embed_rows(user_width, fields):

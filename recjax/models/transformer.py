@@ -253,8 +253,8 @@ class SequenceTransformer(nn.Module):
              "dtype": ("float32", "bfloat16"), "layout": ("auto", "rows", "columns")}
 
   @nn.compact
-  def __call__(self, items, users, tables, *, positions=None, candidates=None, segments=None,
-               train=False):
+  def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
+               segments=None, train=False):
     """Returns (scores of ids 0..N, dict of intermediates).
 
     Args:
@@ -264,6 +264,7 @@ class SequenceTransformer(nn.Module):
       positions: int32 [S, C], where to score: flat positions in each of S equal runs of rows. They
         ascend; what follows the last one is 0 and is scored anyhow. None scores all positions.
       candidates: tuple of int32 [S, C or 1, K], ids to score there; None scores all.
+      readout: a function of `catalog.Scores` [S, C], whose answer comes back instead.
       segments: optional int32 [B, T] token types.
       train: whether dropout is on.
 
@@ -295,7 +296,8 @@ class SequenceTransformer(nn.Module):
       if positions is not None:
         x = layers.select(x, positions)
     return layers.score_items(x, embed.item.embedding, output=self.output,
-                              num_items=self.num_items, candidates=candidates, **common), out
+                              num_items=self.num_items, candidates=candidates,
+                              readout=readout, **common), out
 
   def _in_columns(self):
     return self.layout == "columns" or self.layout == "auto" and jax.default_backend() == "cpu"

@@ -11,11 +11,15 @@ defaults:
     extra_columns  columns of a sampled window beyond the model's positions
     slide          True: an epoch visits every window of every user, not one of each
     columns        what `batches.resident` adds: "ratings", "seen", "global"
+    popularity     None, or the power of an item's count that `batches.resident` adds draws for
     prepare(rng, batch, resident)            -> inputs, [B, ...] each
     loss(apply_fn, params, inputs, ...)      -> (sum, weight, metrics)
+    item_inputs    inputs that hold all items that the loss reads; () where it reads every item
+    item_ids(inputs)                         -> arrays that hold them all (once is enough)
     label_statistics(lengths)                -> (mean, variance, most) labels of a row
     room(max_len)                            -> past items that fit the model
-    predict(apply_fn, params, users, ...)    -> scores [B, N + 1], or ratings
+    predict(apply_fn, params, users, ...)    -> scores [B, N + 1], or what `readout` makes of
+                                                them, or ratings
 
 and, where a step goes on with further updates of the optimizer, of inputs made from the last ones,
 

@@ -5,19 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def cross_entropy(scores, labels, weights):
+def cross_entropy(picked, partition, weights):
   """Returns (sum of weighted softmax cross-entropies, sum of weights), both float32.
 
   Args:
-    scores: [..., N + 1] logits in any float type.
-    labels: int32 [...].
+    picked: float32 [...], scores of the labels.
+    partition: float32 [...], log of the sum of exp(score) over all ids.
     weights: [...], 0 where there is no label.
   """
-  scores = scores.astype(jnp.float32)
-  picked = jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
-  losses = jax.nn.logsumexp(scores, axis=-1) - picked
-  weights = weights.astype(jnp.float32)
-  return jnp.sum(losses * weights), jnp.sum(weights)
+  weights = jnp.asarray(weights, jnp.float32)
+  return jnp.sum((partition - picked) * weights), jnp.sum(weights)
 
 
 def binary_cross_entropy(positive, negatives, keep, weights, *, beta=1.0):
@@ -54,12 +51,13 @@ def calibrated_beta(calibration, *, num_negatives, offered):
   return 1 - calibration * (1 - num_negatives / (offered - 1))
 
 
-def sampled_cross_entropy(positive, negatives, keep, weights, *, offered):
-  """Returns (sum, weight) of the softmax cross-entropy against uniformly drawn negatives.
+def sampled_cross_entropy(positive, negatives, keep, weights, *, offered, log_expected=None):
+  """Returns (sum, weight) of the softmax cross-entropy against drawn negatives.
 
-  Kept negatives stand for all M - 1 competitors of the label: their share of the sum is scaled up
-  accordingly (the log Q correction of Bengio & Senecal 2008 for uniform Q). With all of them it is
-  the softmax over the M items.
+  Each kept negative stands for as many items as the log Q correction (Bengio & Senecal 2008) says,
+  so that their sum of exp(score) is in expectation that over all competitors of the label.
+  Uniformly drawn, those kept share the M - 1 competitors: with all of them it is the softmax over
+  the M items.
 
   Args:
     positive: [..., 1] scores of the labels.
@@ -67,11 +65,16 @@ def sampled_cross_entropy(positive, negatives, keep, weights, *, offered):
     keep: bool [..., K], False where a negative is the label itself, or none.
     weights: [...], 0 where there is no label.
     offered: M.
+    log_expected: [..., K], where they are not drawn uniformly: log of how often each is drawn in
+      expectation, K q.
   """
   positive, negatives = positive.astype(jnp.float32), negatives.astype(jnp.float32)
-  kept = jnp.sum(keep, axis=-1, keepdims=True)
-  correction = jnp.log((offered - 1) / jnp.maximum(kept, 1))
-  others = jnp.where(keep, negatives + correction, -jnp.inf)
+  if log_expected is None:
+    kept = jnp.sum(keep, axis=-1, keepdims=True)
+    negatives = negatives + jnp.log((offered - 1) / jnp.maximum(kept, 1))
+  else:
+    negatives = negatives - log_expected
+  others = jnp.where(keep, negatives, -jnp.inf)
   scores = jnp.concatenate([positive, others], axis=-1)
   losses = jax.nn.logsumexp(scores, axis=-1) - positive[..., 0]
   weights = weights.astype(jnp.float32)

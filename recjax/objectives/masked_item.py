@@ -45,9 +45,9 @@ class MaskedItem(item_loss.ItemLoss):
     """Returns how many past items fit `max_len` positions: the MASK takes one."""
     return max_len - 1
 
-  def predict(self, apply_fn, params, users, histories):
+  def predict(self, apply_fn, params, users, histories, readout=None):
     """Returns scores [B, N + 1] of the item after each history; see `predict_at_mask`."""
-    return predict_at_mask(apply_fn, params, users, histories, self.num_items)
+    return predict_at_mask(apply_fn, params, users, histories, self.num_items, readout)
 
 
 def hide(objective, keys, batch, chosen, pool):
@@ -70,14 +70,19 @@ def hide(objective, keys, batch, chosen, pool):
           "labels": jnp.where(chosen, items, 0)}
 
 
-def predict_at_mask(apply_fn, params, users, histories, num_items):
-  """Returns float32 [B, N + 1]: scores at a MASK appended to left-padded histories [B, T]."""
+def predict_at_mask(apply_fn, params, users, histories, num_items, readout=None):
+  """Returns float32 [B, N + 1]: scores at a MASK appended to left-padded histories [B, T].
+
+  With a `readout` of the `catalog.Scores` [B, 1], its answer.
+  """
   items = jnp.concatenate([histories, jnp.full_like(histories[:, :1], num_items + 1)], axis=1)
-  return predict_at_end(apply_fn, params, users, items)
+  return predict_at_end(apply_fn, params, users, items, readout)
 
 
-def predict_at_end(apply_fn, params, users, items):
-  """Returns float32 [B, N + 1]: scores at the last column of `items` [B, T]."""
+def predict_at_end(apply_fn, params, users, items, readout=None):
+  """Returns what `predict_at_mask` does, at the last column of `items` [B, T]."""
+  seen = {"items": items, "users": users}
   last = jnp.full((items.shape[0], 1), items.shape[1] - 1, jnp.int32)
-  scores = apply_fn(params, {"items": items, "users": users}, None, positions=last)
-  return scores[:, 0].astype(jnp.float32)
+  if readout is not None:
+    return apply_fn(params, seen, None, positions=last, readout=readout)
+  return apply_fn(params, seen, None, positions=last)[:, 0].astype(jnp.float32)

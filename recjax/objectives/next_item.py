@@ -52,6 +52,6 @@ class CausalNextItem(item_loss.ItemLoss):
     labels = lengths - 1
     return labels.mean(), labels.var(), labels.max()
 
-  def predict(self, apply_fn, params, users, histories):
+  def predict(self, apply_fn, params, users, histories, readout=None):
     """Returns scores [B, N + 1] at the last position of each history."""
-    return masked_item.predict_at_end(apply_fn, params, users, histories)
+    return masked_item.predict_at_end(apply_fn, params, users, histories, readout)

@@ -25,6 +25,7 @@ class NextWindow(objective.Objective):
   pool: str = "domain"  # negatives from the items of the domain; "global": from all, as released
   window: str = "last"
   slide = True
+  item_inputs = ("items", "targets", "negatives")
 
   def __post_init__(self):
     errors.choose(dict.fromkeys(("domain", "global")), self.pool, "objective.next_window.pool")
@@ -48,7 +49,11 @@ class NextWindow(objective.Objective):
     items = jnp.pad(items, ((0, 0), (missing, 0)))
     return {"items": items[:, :-self.targets], "users": batch["users"],
             "targets": items[:, -self.targets:],
-            "negatives": negatives.sample(rng, batch["users"], resident, self.num_negatives)}
+            "negatives": negatives.unseen(rng, batch["users"], resident, self.num_negatives)}
+
+  def item_ids(self, inputs):
+    """Returns arrays that hold the items of `item_inputs`."""
+    return [inputs[name] for name in self.item_inputs]
 
   def loss(self, apply_fn, params, inputs, *, shards, capacity, rng):
     """Returns (sum, number of targets, {"dropped": 0}).
@@ -72,6 +77,6 @@ class NextWindow(objective.Objective):
     far = far / jnp.maximum(jnp.sum(valid, -1), 1)
     return -jnp.sum(near + count * far), jnp.sum(count), {"dropped": jnp.int32(0)}
 
-  def predict(self, apply_fn, params, users, histories):
+  def predict(self, apply_fn, params, users, histories, readout=None):
     """Returns scores [B, N + 1] after the last items of each history."""
-    return masked_item.predict_at_end(apply_fn, params, users, histories)
+    return masked_item.predict_at_end(apply_fn, params, users, histories, readout)

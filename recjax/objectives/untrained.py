@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from recjax import catalog
 from recjax.objectives import objective
 
 
@@ -11,6 +12,7 @@ class Untrained(objective.Objective):
   num_items: int
   trains = False
 
-  def predict(self, apply_fn, params, users, histories):
-    """Returns float32 [B, N + 1]: scores of the item after each history [B, T]."""
-    return apply_fn(params, {"items": histories, "users": users}, None)
+  def predict(self, apply_fn, params, users, histories, readout=None):
+    """Returns float32 [B, N + 1]: scores of the item after each history [B, T]; or a readout."""
+    scores = apply_fn(params, {"items": histories, "users": users}, None)
+    return scores if readout is None else readout(catalog.Given(scores[:, None]))
