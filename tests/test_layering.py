@@ -28,8 +28,9 @@ everything but `train`), and every module has a row: the most exact one that fit
     data/                               errors spec data.*
     evaluators/                         errors data.* evaluators.*
     analysis                            errors trees record checkpoint data.sequences
-    setting                             errors spec state step optim results experiment
-                                        objectives.* data.*
+    feed                                errors partition data.*
+    setting                             errors spec state step optim results experiment feed
+                                        objectives.*
     cohort_plan trials study_cohorts    no jax: errors, record, report and the like
     train evaluate study cohort recommend prepare  *; study and cohort also train
 
@@ -80,8 +81,9 @@ MAY_IMPORT = {
   "analysis": {"errors", "trees", "record", "checkpoint", "data.sequences"},
   **dict.fromkeys(ENTRIES, {"*"}),
   **dict.fromkeys(("study", "cohort"), {"*", "train"}),
-  "setting": {"errors", "spec", "state", "step", "optim", "results", "experiment", "objectives.*",
-              "data.*"},
+  "feed": {"errors", "partition", "data.*"},
+  "setting": {"errors", "spec", "state", "step", "optim", "results", "experiment", "feed",
+              "objectives.*"},
   "cohort_plan": {"errors"},
   "trials": {"record", "evaluators.metrics"},
   "study_cohorts": {"errors", "report", "tables", "cohort_plan"},

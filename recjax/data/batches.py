@@ -3,6 +3,7 @@
 What `streams` needs to choose the same batches on the host, of data that do not fit, is here too.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -132,10 +133,47 @@ def _draw(key, spans):
   return jax.random.randint(key, spans.shape, 0, spans + 1)
 
 
+def host_key(seed, host=None):
+  """Returns the key that the train steps of a run with this seed hand to their sampler.
+
+  Of several hosts each has a key of its own.
+  """
+  with _on_cpu():
+    key = jax.random.split(jax.random.key(seed), 3)[0]  # as `step.make_train_steps` splits it
+    return key if host is None else jax.random.fold_in(key, 2 + host)
+
+
+def order_bits(rng, epoch, part):
+  """Returns the `keys` of `permute_on_host` for an epoch, or for one of its parts (not None)."""
+  with _on_cpu():
+    key = epoch_key(rng, epoch)
+    key = key if part is None else jax.random.fold_in(key, part)
+    return np.asarray(jax.random.bits(key, (ROUNDS,), jnp.uint32))
+
+
+def draw_on_host(rng, steps, spans):
+  """Returns int32 [K, B]: what the sampler adds to the first ends of K steps' windows.
+
+  Args:
+    rng: of `host_key`.
+    steps: [K].
+    spans: int32 [K, B], from the first end to the last one.
+  """
+  with _on_cpu():
+    return np.asarray(_draw_many(rng, np.asarray(steps, np.int32), spans))
+
+
 @jax.jit
-def draw_many(keys, spans):
-  """Returns int32 [K, B]: what the sampler adds to its windows' first ends, for K steps' keys."""
-  return jax.vmap(_draw)(keys, spans)
+def _draw_many(rng, steps, spans):
+  return jax.vmap(lambda step, span: _draw(step_key(rng, step), span))(steps, spans)
+
+
+def _on_cpu():
+  """Returns a context for small computations that should not wait for an accelerator's steps."""
+  try:
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+  except RuntimeError:  # JAX_PLATFORMS leaves out the CPU; the bits are the same everywhere.
+    return contextlib.nullcontext()
 
 
 def permute(index, size, key):
