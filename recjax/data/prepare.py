@@ -42,46 +42,50 @@ def prepare(config, *, raw_dir, data_dir, log=print):
   config = config.to_dict()
   data_dir = pathlib.Path(data_dir)
   source = sources.open_source(config, raw_dir)
-  try:
-    with _scratch(data_dir) as scratch:
-      table, rules = _gather(source, scratch)
-      shared = shared_arrays(table, source.items)
-      _check_folders(data_dir, rules)
-      manifests = {}
-      for name, rule in rules.items():
-        about = {"name": name, "title": config["title"], "generated": config["generated"],
-                 "raw_sha256": source.reader.sha256}
-        if manifest := _write(scratch / name, table, rule, shared, about, config.get("shards", 0)):
-          manifests[name] = manifest
-      empty = [name for name in rules if name not in manifests]
-      if not manifests:
-        raise errors.UserError(f"no interaction is left by the split rules of {', '.join(empty)}")
-      if config["check"]:
-        _check_counts(manifests, _expected(config, rules), empty)
-      for name in manifests:
-        sequences.replace_folder(scratch / name, data_dir / name)
-  except OSError as error:
-    raise errors.UserError(f"cannot write to {data_dir}: {error}") from error
-  log(format_table(manifests.values()))
-  for name in empty:
-    log(f"note: {name} is not written, as its split rule keeps no interaction at all")
+  with scratch_folder(data_dir) as scratch:
+    table, rules = _gather(source, scratch)
+    shared = shared_arrays(table, source.items)
+    check_folders(data_dir, rules)
+    manifests = {}
+    for name, rule in rules.items():
+      about = {"name": name, "title": config["title"], "generated": config["generated"],
+               "raw_sha256": source.reader.sha256}
+      if manifest := _write(scratch / name, table, rule, shared, about, config.get("shards", 0)):
+        manifests[name] = manifest
+    publish(config, rules, manifests, scratch, data_dir, log=log)
   if coverage := _format_coverage(shared[0]["features"]):
     log(coverage)
-  for note in source.notes:
-    log(f"note: {note}")
-  for note in config["notes"]:
+  for note in (*source.notes, *config["notes"]):
     log(f"note: {note}")
   return manifests
 
 
+def publish(config, rules, manifests, scratch, data_dir, *, log):
+  """Moves the data sets of `manifests` from `scratch` to `data_dir`, once all are as expected."""
+  empty = [name for name in rules if name not in manifests]
+  if not manifests:
+    raise errors.UserError(f"no interaction is left by the split rules of {', '.join(empty)}")
+  if config["check"]:
+    _check_counts(manifests, _expected(config, rules), empty)
+  for name in manifests:
+    sequences.replace_folder(scratch / name, data_dir / name)
+  log(format_table(manifests.values()))
+  for name in empty:
+    log(f"note: {name} is not written, as its split rule keeps no interaction at all")
+
+
 @contextlib.contextmanager
-def _scratch(data_dir):
-  data_dir.mkdir(parents=True, exist_ok=True)
-  folder = pathlib.Path(tempfile.mkdtemp(prefix=".prepare.", suffix=".tmp", dir=data_dir))
+def scratch_folder(data_dir):
+  """Yields a folder in `data_dir`, removed afterwards; a failure to write is a UserError."""
   try:
-    yield folder
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=".prepare.", suffix=".tmp", dir=data_dir))
+    try:
+      yield folder
+    finally:
+      shutil.rmtree(folder, ignore_errors=True)
+  except OSError as error:
+    raise errors.UserError(f"cannot write to {data_dir}: {error}") from error
 
 
 def _gather(source, scratch):
@@ -298,7 +302,8 @@ def _write_rows(out, table, rule, in_domain, counts, kept):
   return seen
 
 
-def _check_folders(data_dir, names):
+def check_folders(data_dir, names):
+  """Raises UserError where data sets of these names cannot go to `data_dir`."""
   sources.check_names(names)
   for name in names:
     folder = data_dir / name

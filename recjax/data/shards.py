@@ -134,6 +134,7 @@ def cuts(offsets, count):
                            "shard has one at least")
   goals = offsets[-1] * np.arange(1, count) // count
   edges = np.searchsorted(offsets, goals)
+  edges = edges[offsets[edges] < offsets[-1]]  # The last one has rows, too.
   return np.unique(np.clip([1, *edges, len(offsets) - 1], 1, len(offsets) - 1)).tolist()
 
 
