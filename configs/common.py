@@ -10,6 +10,7 @@ def get_config():
   config.seed = 0
   config.data_dir = ""  # where recjax.prepare wrote
   config.dataset = ""  # a folder in data_dir
+  config.mixed_shards = config_dict.placeholder(int)  # of a sharded data set, at once; None: 8
   config.num_devices = config_dict.placeholder(int)  # None: all
   config.batch_size = 256  # users a step
   config.micro_batch = config_dict.placeholder(int)  # users differentiated at once; None: all

@@ -17,7 +17,8 @@ reads. In "speed" a member has its share of the cohort's time, with `cohort` (me
 `cohort_lanes` and `cohort_wall_s` (of all of them). launch/bench/cohort.py measures what it saves.
 
 The members' parameters and slots are held at once, `MAX_BYTES` at most, else they are trained in
-several parts; activations come on top. Multi-host runs are trained one by one.
+several parts; activations come on top. Multi-host runs, and runs on a sharded data set, are trained
+one by one.
 """
 
 import dataclasses
@@ -101,7 +102,7 @@ def train_and_evaluate(configs, workdirs, *, lanes=None):
   rest = [i for i, workdir in enumerate(workdirs) if results.finished(workdir) is None]
   if len(rest) > 1 and jax.process_count() == 1:
     exp = experiment.build(configs[rest[0]])
-    if exp.objective.trains:
+    if exp.objective.trains and exp.data.shards is None:  # Streams of all members cost as many.
       lanes = lanes or ("map" if jax.devices()[0].platform == "cpu" else "vmap")
       parts = -(-len(rest) // room(exp))
       for part in (rest[i::parts] for i in range(parts)):
@@ -151,7 +152,7 @@ def _together(exp, configs, workdirs, lanes, clock):
   if not members:
     return [ended[member] for member in range(len(configs))]
 
-  resident = partition.put(setting.resident, partition.replicated(exp.mesh))
+  tables, _ = setting.feed.at(0)
   numbers = {name: np.array([configs[member].optim[name] for member in members], np.float32)
              for name in cohort_plan.NUMBERS}
   stack, take = _stacking(exp.mesh)
@@ -159,7 +160,7 @@ def _together(exp, configs, workdirs, lanes, clock):
     states = stack(*states)
     take = take.lower(states, np.int32(0)).compile()
     steps = make_steps(setting, configs[members[0]], lanes=lanes).lower(
-      states, numbers, resident, np.int32(1)).compile()
+      states, numbers, tables, np.int32(1)).compile()
 
   # Members that were cut at different steps go on from where they are, in equal strides.
   taken = 0
@@ -169,7 +170,7 @@ def _together(exp, configs, workdirs, lanes, clock):
       group = train.group_size(taken, clock.total("train"))
       count = min(group, *(number for number in wanted.values() if number))
       with clock.measure("train"):
-        states, sums = steps(states, numbers, resident, np.int32(count))
+        states, sums = steps(states, numbers, tables, np.int32(count))
         taken += count
         leave = preemption.requested(taken)
       get_sums = functools.cache(functools.partial(jax.device_get, sums))

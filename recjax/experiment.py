@@ -11,7 +11,7 @@ import numpy as np
 from recjax import checkpoint, errors, models, objectives, partition, trees
 from recjax import step as step_lib
 from recjax.data import batches, ratings, sequences, vocabulary
-from recjax.evaluators import metrics, ranking, rating
+from recjax.evaluators import blocks, metrics, ranking, rating
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +71,26 @@ class Experiment:
     protocols = tuple(protocols or config.protocols)
     devices = self.mesh.devices.size
     seen = ("train", "val") if "train+val" in contexts else ("train",)
-    common = dict(
-      split=split, contexts=contexts, protocols=protocols, seed=config.candidates_seed,
-      batch_size=-(-config.batch_size // devices) * devices,
-      history_length=self.history_length(*seen), max_users=config.max_users,
+    make = functools.partial(
+      self._evaluator, split=split, contexts=contexts, protocols=protocols,
+      seed=config.candidates_seed, batch_size=-(-config.batch_size // devices) * devices,
+      history_length=self.history_length(*seen),
       put=lambda x: partition.put(x, partition.by_rows(self.mesh)))
+    if self.data.shards is None:
+      return make(self.data, max_users=config.max_users,
+                  cache_dir=f"{self.config.data_dir}/{self.data.name}/candidates")
     if self.objective.task == "rating":
-      return rating.Rating(self.data, **common)
+      raise errors.UserError(f"data set {self.data.name!r} is sharded, and ratings are evaluated "
+                             "with all of them in memory; prepare it with --config.shards=0")
+    return blocks.Blocks(self.data, make, split=split, max_users=config.max_users,
+                         seed=config.candidates_seed)
+
+  def _evaluator(self, data, *, cache_dir=None, **common):
+    if self.objective.task == "rating":
+      return rating.Rating(data, **common)
     return ranking.Ranking(
-      self.data, ks=tuple(config.ks), num_negatives=config.num_negatives,
-      cache_dir=f"{self.config.data_dir}/{self.data.name}/candidates", **common)
+      data, ks=tuple(self.config.eval.ks), num_negatives=self.config.eval.num_negatives,
+      cache_dir=cache_dir, **common)
 
   def metric_names(self):
     """Returns every "PROTOCOL/METRIC" that `config.eval.metric` may name."""

@@ -78,6 +78,20 @@ def put(tree, sharding):
   return jax.tree.map(place, tree)
 
 
+def put_stack(tree, mesh):
+  """Returns host arrays [K, b, ...] as device arrays [K, B, ...] whose second axis is split.
+
+  Each process gives its own b rows of B, of as many arrays and shapes as all others.
+  """
+  sharding = NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def hosts():
+  """Returns (how many processes there are, which of them this is)."""
+  return jax.process_count(), jax.process_index()
+
+
 def put_state(state, sharding):
   """Returns a tree of device arrays (a typed key among them) placed with `sharding`."""
   return jax.jit(lambda x: x, out_shardings=sharding)(state)

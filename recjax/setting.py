@@ -10,16 +10,16 @@ import jax
 import numpy as np
 
 from recjax import errors, experiment, objectives, optim, results, sparse, spec
+from recjax import feed as feed_lib
 from recjax import state as state_lib
 from recjax import step as step_lib
-from recjax.data import batches
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
   """What runs that differ only in numbers have in common."""
   exp: experiment.Experiment
-  resident: dict  # of `batches.resident`, on the host
+  feed: object  # of `feed.make`
   duration: dict  # what `spec.steps` must know
   total_steps: int
   cadence: dict  # {log, eval, checkpoint: every how many steps}
@@ -44,20 +44,15 @@ class Setting:
       tx: optimizer of `recjax.optim`.
       trainable: {leaf name: bool}.
     """
-    exp, resident, config = self.exp, self.resident, self.exp.config
+    exp, feed, config = self.exp, self.feed, self.exp.config
     size, devices = config.batch_size, exp.mesh.devices.size
     micro = config.micro_batch or max(size // devices, 1)
     if size % (micro * devices):
       raise errors.UserError(f"batch_size={size} must be a multiple of micro_batch={micro} times "
                              f"the {devices} devices")
-    longest = exp.model.max_len + exp.objective.extra_columns
-    lengths = np.minimum(resident["end"] - resident["begin"], longest)
-    length = int(lengths.max())
-    sample = batches.make_sampler(num_users=len(lengths), batch_size=size, length=length,
-                                  window=exp.objective.window)
     room = lambda lengths: objectives.losses.capacity(
       *exp.objective.label_statistics(lengths), rows=micro)
-    rooms = {length - exp.objective.extra_columns: room(lengths)}
+    rooms = {feed.length - exp.objective.extra_columns: room(feed.lengths)}
     if shorter := tuple(config.micro_lengths):
       if not hasattr(exp.objective, "trim"):
         raise errors.UserError(f"micro_lengths: {config.objective.name} has no columns to cut; set "
@@ -67,7 +62,7 @@ class Setting:
     rows = sparse.make(config.optim.sparse_rows, model=exp.model, tables=exp.tables,
                        objective=exp.objective)
     return step_lib.make_train_steps(
-      apply_fn=exp.apply_fn, objective=exp.objective, tx=tx, sample=sample, mesh=exp.mesh,
+      apply_fn=exp.apply_fn, objective=exp.objective, tx=tx, sample=feed.sample, mesh=exp.mesh,
       trainable=trainable, micro_batches=size // micro, rooms=rooms, rows=rows)
 
 
@@ -90,11 +85,8 @@ class Taken:
 def set_up(exp):
   """Returns the Setting of runs of `exp.config`; mistakes in it show before anything is written."""
   config = exp.config
-  window = exp.model.max_len + exp.objective.extra_columns
-  resident = batches.resident(
-    exp.data, min_length=exp.objective.min_length, columns=exp.objective.columns,
-    slide=window if exp.objective.slide else None, popularity=exp.objective.popularity)
-  duration = dict(batch_size=config.batch_size, examples=len(resident["users"]))
+  feed = feed_lib.make(exp)
+  duration = dict(batch_size=config.batch_size, examples=feed.examples)
   total_steps = spec.steps(config, "total", **duration)
   def every(name, default):
     return max(spec.steps(config[name], "every", default=default, total=total_steps, **duration), 1)
@@ -106,6 +98,6 @@ def set_up(exp):
     raise errors.UserError(f"eval.metric is {config.eval.metric!r}; there are {', '.join(known)}")
   validation = exp.evaluator("val", contexts=("train",),
                              protocols=(config.eval.metric.split("/")[0],))
-  return Setting(exp, resident, duration, total_steps, cadence, validation,
+  return Setting(exp, feed, duration, total_steps, cadence, validation,
                  results.make_evaluator(exp, "test"), exp.init_params,
                  jax.jit(optim.global_norm))

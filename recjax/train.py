@@ -96,15 +96,16 @@ def train_and_evaluate(config, workdir):
   first_step, group = step, 1
 
   # The step is compiled apart from the time that counts as training.
-  resident = partition.put(setting.resident, partition.replicated(exp.mesh))
+  tables, _ = setting.feed.at(step)
   with clock.measure("compile"):
-    train_steps = start.train_steps.lower(state, resident, np.int32(1)).compile()
+    train_steps = start.train_steps.lower(state, tables, np.int32(1)).compile()
   with partition.Preemption() as preemption:
     wanted = next(story)
     while wanted:
-      count = min(wanted, group)
       with clock.measure("train"):
-        state, sums = train_steps(state, resident, np.int32(count))
+        tables, served = setting.feed.at(step)
+        count = min(wanted, group, served)
+        state, sums = train_steps(state, tables, np.int32(count))
         step += count
         leave = preemption.requested(step)
       get_sums = functools.partial(jax.device_get, sums)

@@ -1,9 +1,11 @@
 """Small data sets and score functions for the tests of `recjax.evaluators`."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
-from recjax.data import sequences
+from recjax.data import sequences, shards
 
 
 def dataset(users, num_items, *, in_domain=None):
@@ -48,3 +50,20 @@ def oracle(data, split="test"):
   for user in range(1, data.num_users + 1):
     scores[user, data.items[begin[user]:end[user]]] = 1
   return scores.astype(np.float32)
+
+
+def shard(data, folder, count):
+  """Writes `data` to `folder`/NAME in `count` shards, as prepared ones; returns them, loaded."""
+  draft = folder / data.name
+  draft.mkdir(parents=True)
+  texts = [name.decode() for name in np.asarray(data.user_ids)[1:]]
+  out = shards.Writer(draft, texts, np.asarray(data.offsets), np.asarray(data.splits),
+                      num_items=data.num_items, shards=count)
+  values = {"items": data.items, "times": data.times, "ratings": data.ratings}
+  out.append({name: np.asarray(x) for name, x in values.items() if x is not None})
+  out.close()
+  listed = {"columns": out.columns, "files": out.entries}
+  rows = sequences.sharded(draft, listed, data.offsets)
+  sequences.write(draft, dataclasses.replace(
+    data, manifest={**data.manifest, "shards": listed}, counts=out.counts, **rows))
+  return sequences.load(folder, data.name)

@@ -76,7 +76,7 @@ def test_lanes_in_turn_take_the_steps_of_single_runs():
   configs = [tiny.config(**FIELDS), tiny.config(**FIELDS, seed=1, **{"optim.lr": 0.003})]
   setting = setting_lib.set_up(experiment.build(configs[0]))
   start = setting.init_params(0)
-  resident = jax.tree.map(jnp.asarray, setting.resident)
+  resident, _ = setting.feed.at(0)
   states = []
   for config in configs:
     tx, _, trainable = setting.make_optimizer(config, start)

@@ -30,8 +30,9 @@ everything but `train`), and every module has a row: the most exact one that fit
     data/                               errors spec data.*
     evaluators/                         errors catalog data.* evaluators.*
     analysis                            errors trees record checkpoint data.sequences
-    setting                             errors spec state step sparse optim results experiment
-                                        objectives.* data.*
+    feed                                errors partition data.*
+    setting                             errors spec state step sparse optim results experiment feed
+                                        objectives.*
     cohort_plan trials study_cohorts    no jax: errors, record, report and the like
     train evaluate study cohort recommend prepare  *; study and cohort also train
 
@@ -83,8 +84,9 @@ MAY_IMPORT = {
   "analysis": {"errors", "trees", "record", "checkpoint", "data.sequences"},
   **dict.fromkeys(ENTRIES, {"*"}),
   **dict.fromkeys(("study", "cohort"), {"*", "train"}),
+  "feed": {"errors", "partition", "data.*"},
   "setting": {"errors", "spec", "state", "step", "sparse", "optim", "results", "experiment",
-              "objectives.*", "data.*"},
+              "feed", "objectives.*"},
   "cohort_plan": {"errors"},
   "trials": {"record", "evaluators.metrics"},
   "study_cohorts": {"errors", "report", "tables", "cohort_plan"},

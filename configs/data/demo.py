@@ -39,6 +39,7 @@ def get_config(arg=None):
               "min_interactions": 5, "min_full": 7},
   )
 
+  config.shards = 0  # Parquet files to spread the users over; 0: arrays that fit a device
   config.check = True
   config.expect = dict()
   config.legacy_expect = dict()

@@ -53,6 +53,7 @@ def get_config(arg=None):
   )
 
   # {data set: {manifest key: value or (value, tolerance)}}
+  config.shards = 0  # Parquet files to spread the users over; 0: arrays that fit a device
   config.check = True
   config.expect = dict(
     food_kitchen=dict(users=7144, items=28_095, interactions=173_548, evaluated_users=7144),

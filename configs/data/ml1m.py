@@ -90,6 +90,7 @@ def get_config(arg=None):
   )
 
   # {data set: {manifest key: value or (value, tolerance)}}
+  config.shards = 0  # Parquet files to spread the users over; 0: arrays that fit a device
   config.check = True
   config.expect = dict(
     ml1m=dict(users=6040, items=3706, interactions=1_000_209, evaluated_users=6040),

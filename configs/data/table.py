@@ -41,6 +41,7 @@ def get_config(arg=None):
                       min_item_interactions=1, drop_short=True)
   config.domain_splits = dict()
 
+  config.shards = 0  # Parquet files to spread the users over; 0: arrays that fit a device
   config.check = True
   config.expect = dict()  # {data set: {manifest key: value or (value, tolerance)}}
   config.legacy_expect = dict()

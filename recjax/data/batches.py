@@ -1,4 +1,10 @@
-"""Batches sampled on the device: data stays resident, batch n is a function of (seed, n)."""
+"""Batches sampled on the device: data stays resident, batch n is a function of (seed, n).
+
+What `streams` needs to choose the same batches on the host, of data that do not fit, is here too.
+"""
+
+import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,23 +36,15 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=(), popul
     [M] the domain's item ids}; "ratings" float32 [R]; "seen_gaps" int32 [R' + 1], "seen_begin" and
     "seen_end" [U + 1]. Row numbers are int32 while they fit.
   """
-  begin, end = data.span(split)
-  users = np.flatnonzero(end - begin >= min_length)
+  users, begin, end = examples(*data.span(split), min_length=min_length, slide=slide)
   if not len(users):
     raise errors.UserError(f"data set {data.name!r}: no user has {min_length} {split} interactions")
   if len(data.items) >= 2**31:
     raise errors.UserError(f"data set {data.name!r}: {len(data.items)} rows do not fit int32 rows "
-                           "on a device; shard it by users")
-  begin, end = begin[users], end[users]
-  if slide is not None:
-    count = np.maximum(end - begin - slide, 0) + 1
-    back = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    users, begin, end = np.repeat(users, count), np.repeat(begin, count), (
-      np.repeat(end, count) - back)
-    begin = np.maximum(begin, end - slide)
+                           "on a device; prepare it with --config.shards")
   arrays = {"items": np.asarray(data.items), "users": users.astype(np.int32),
             "begin": begin.astype(np.int32), "end": end.astype(np.int32),
-            "pool": _pool(data, everything="global" in columns)}
+            "pool": pool(data, columns)}
   if "ratings" in columns:
     if data.ratings is None:
       raise errors.UserError(f"data set {data.name!r} has no ratings")
@@ -56,6 +54,29 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=(), popul
   if popularity is not None:
     arrays |= proposals.popularity(data.item_counts(split), arrays["pool"], popularity)
   return arrays
+
+
+def examples(begin, end, *, min_length=1, slide=None):
+  """Returns (users, begin, end), int64 [n] each: what an epoch visits of users' rows begin..end.
+
+  `min_length` and `slide` as in `resident`.
+  """
+  users = np.flatnonzero(end - begin >= min_length)
+  begin, end = begin[users], end[users]
+  if slide is not None:
+    count = np.maximum(end - begin - slide, 0) + 1
+    back = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    users, begin, end = np.repeat(users, count), np.repeat(begin, count), (
+      np.repeat(end, count) - back)
+    begin = np.maximum(begin, end - slide)
+  return users, begin, end
+
+
+def pool(data, columns):
+  """Returns int32 [M]: the items of the domain, or with "global" in `columns` of all domains."""
+  offered = np.ones_like(data.in_domain) if "global" in columns else np.array(data.in_domain)
+  offered[0] = False
+  return np.flatnonzero(offered).astype(np.int32)
 
 
 def make_sampler(*, num_users, batch_size, length, window):
@@ -69,21 +90,17 @@ def make_sampler(*, num_users, batch_size, length, window):
   sequences: over n alone), as the survey's next-item task; "random" at a uniform end among those
   that fill the window.
   """
-  if window not in WINDOWS:
-    raise errors.UserError(f"objective.window is {window!r}; there are {', '.join(WINDOWS)}")
+  check_window(window)
   per_epoch = -(-num_users // batch_size)
 
   def sample(tables, rng, step):
     epoch, place = step // per_epoch, step % per_epoch
     slot = place * batch_size + jnp.arange(batch_size)
-    row = permute(jnp.minimum(slot, num_users - 1), num_users,
-                  jax.random.fold_in(jax.random.fold_in(rng, 0), epoch))
+    row = permute(jnp.minimum(slot, num_users - 1), num_users, epoch_key(rng, epoch))
     begin, end = tables["begin"][row], tables["end"][row]
-    least = {"last": end, "prefix": jnp.minimum(begin + 3, end),
-             "random": jnp.minimum(begin + length, end)}[window]
+    least = first_end(begin, end, length, window, jnp)
     if window != "last":
-      draw = jax.random.fold_in(jax.random.fold_in(rng, 1), step)
-      end = least + jax.random.randint(draw, row.shape, 0, end - least + 1)
+      end = least + _draw(step_key(rng, step), end - least)
     real = slot < num_users
     index = end[:, None] - length + jnp.arange(length)
     inside = (index >= begin[:, None]) & real[:, None]
@@ -94,6 +111,75 @@ def make_sampler(*, num_users, batch_size, length, window):
   return sample
 
 
+def check_window(window):
+  """Raises UserError for the name of a window that there is not."""
+  if window not in WINDOWS:
+    raise errors.UserError(f"objective.window is {window!r}; there are {', '.join(WINDOWS)}")
+
+
+def first_end(begin, end, length, window, xp=np):
+  """Returns where a `window` of rows begin..end may end at the earliest."""
+  return {"last": end, "prefix": xp.minimum(begin + 3, end),
+          "random": xp.minimum(begin + length, end)}[window]
+
+
+def epoch_key(rng, epoch):
+  """Returns the key that an epoch's order comes from."""
+  return jax.random.fold_in(jax.random.fold_in(rng, 0), epoch)
+
+
+def step_key(rng, step):
+  """Returns the key that a step draws the ends of its windows with."""
+  return jax.random.fold_in(jax.random.fold_in(rng, 1), step)
+
+
+def _draw(key, spans):
+  return jax.random.randint(key, spans.shape, 0, spans + 1)
+
+
+def host_key(seed, host=None):
+  """Returns the key that the train steps of a run with this seed hand to their sampler.
+
+  Of several hosts each has a key of its own.
+  """
+  with _on_cpu():
+    key = jax.random.split(jax.random.key(seed), 3)[0]  # as `step.make_train_steps` splits it
+    return key if host is None else jax.random.fold_in(key, 2 + host)
+
+
+def order_bits(rng, epoch, part):
+  """Returns the `keys` of `permute_on_host` for an epoch, or for one of its parts (not None)."""
+  with _on_cpu():
+    key = epoch_key(rng, epoch)
+    key = key if part is None else jax.random.fold_in(key, part)
+    return np.asarray(jax.random.bits(key, (ROUNDS,), jnp.uint32))
+
+
+def draw_on_host(rng, steps, spans):
+  """Returns int32 [K, B]: what the sampler adds to the first ends of K steps' windows.
+
+  Args:
+    rng: of `host_key`.
+    steps: [K].
+    spans: int32 [K, B], from the first end to the last one.
+  """
+  with _on_cpu():
+    return np.asarray(_draw_many(rng, np.asarray(steps, np.int32), spans))
+
+
+@jax.jit
+def _draw_many(rng, steps, spans):
+  return jax.vmap(lambda step, span: _draw(step_key(rng, step), span))(steps, spans)
+
+
+def _on_cpu():
+  """Returns a context for small computations that should not wait for an accelerator's steps."""
+  try:
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+  except RuntimeError:  # JAX_PLATFORMS leaves out the CPU; the bits are the same everywhere.
+    return contextlib.nullcontext()
+
+
 def permute(index, size, key):
   """Returns p(index) for a random permutation p of range(size), without materializing it.
 
@@ -101,23 +187,38 @@ def permute(index, size, key):
   cost and memory grow with `index`, not with `size`, so an epoch over millions of users is shuffled
   a batch at a time.
   """
-  bits = max((size - 1).bit_length(), 2)
-  low = bits // 2
-  low_mask, high_mask = jnp.uint32(2**low - 1), jnp.uint32(2**(bits - low) - 1)
-  keys = jax.random.bits(key, (ROUNDS,), jnp.uint32)
-
-  def scramble(x):
-    left, right = x >> low, x & low_mask
-    for turn in range(ROUNDS):
-      if turn % 2:
-        right = right ^ (_hash(left ^ keys[turn]) & low_mask)
-      else:
-        left = left ^ (_hash(right ^ keys[turn]) & high_mask)
-    return (left << low) | right
-
+  scramble = functools.partial(_scramble, size, jax.random.bits(key, (ROUNDS,), jnp.uint32))
   outside = lambda x: jnp.any(x >= size)
   walk = lambda x: jnp.where(x >= size, scramble(x), x)
   return jax.lax.while_loop(outside, walk, scramble(index.astype(jnp.uint32))).astype(jnp.int32)
+
+
+def permute_on_host(index, size, keys):
+  """Returns what `permute` does, computed with numpy.
+
+  Args:
+    index: integers [n].
+    size: of the permuted range.
+    keys: uint32 [ROUNDS], `jax.random.bits` of `permute`'s key.
+  """
+  x = _scramble(size, keys, index.astype(np.uint32))
+  while (outside := x >= size).any():
+    x[outside] = _scramble(size, keys, x[outside])
+  return x.astype(np.int64)
+
+
+def _scramble(size, keys, x):
+  """Returns a permutation of the uint32 `x`, of a range that holds `size`; numpy or jax."""
+  bits = max((size - 1).bit_length(), 2)
+  low = bits // 2
+  low_mask, high_mask = np.uint32(2**low - 1), np.uint32(2**(bits - low) - 1)
+  left, right = x >> low, x & low_mask
+  for turn in range(ROUNDS):
+    if turn % 2:
+      right = right ^ (_hash(left ^ keys[turn]) & low_mask)
+    else:
+      left = left ^ (_hash(right ^ keys[turn]) & high_mask)
+  return (left << low) | right
 
 
 def attribute_tables(data, fields, *, extra_tokens=0):
@@ -154,12 +255,6 @@ def field_rows(data):
   return {name: len(feature.ids) for name, feature in data.features.items()}
 
 
-def _pool(data, *, everything):
-  offered = np.ones_like(data.in_domain) if everything else np.array(data.in_domain)
-  offered[0] = False
-  return np.flatnonzero(offered).astype(np.int32)
-
-
 def _seen(data, split, pool):
   """Returns the table that `objectives.negatives` searches.
 
@@ -180,6 +275,6 @@ def _seen(data, split, pool):
 
 
 def _hash(x):
-  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
   return x ^ (x >> 16)

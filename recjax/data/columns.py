@@ -9,6 +9,7 @@ Memory: O(users + items + BUCKET_ROWS + the rows of the busiest user), about 100
 bucket, whatever the number of rows. Disk: two copies of the rows, 22 bytes each.
 """
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -80,14 +81,12 @@ class Vocabulary:
     encoded = values.dictionary_encode()
     ids = encoded.dictionary.to_pylist()
     indices = encoded.indices.to_numpy()
-    codes, known = np.empty(len(ids), np.int32), self._codes
-    for i, text in enumerate(ids):  # In order of appearance: the first problem first.
-      code = known.get(text)
-      if code is None:
-        if problem := self._problem(text, refuse):
-          return codes, (int(np.argmax(indices == i)), problem)
-        code = known[text] = len(known)
-      codes[i] = code
+    known = self._codes
+    codes = np.fromiter(map(known.get, ids, itertools.repeat(-1)), np.int32, len(ids))
+    for i in np.flatnonzero(codes < 0).tolist():  # In order of appearance: the first problem first.
+      if problem := self._problem(ids[i], refuse):
+        return codes, (int(np.argmax(indices == i)), problem)
+      codes[i] = known[ids[i]] = len(known)
     return codes[indices], None
 
   def _problem(self, text, refuse):

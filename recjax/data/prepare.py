@@ -14,6 +14,7 @@ import numpy as np
 
 from recjax import errors
 from recjax.data import columns, metadata, sequences, sources, splits
+from recjax.data import shards as shards_lib
 
 TABLE = (("data set", "name"), ("users", "users"), ("items", "items"),
          ("interactions", "interactions"), ("mean train", "mean_train_length"),
@@ -41,46 +42,50 @@ def prepare(config, *, raw_dir, data_dir, log=print):
   config = config.to_dict()
   data_dir = pathlib.Path(data_dir)
   source = sources.open_source(config, raw_dir)
-  try:
-    with _scratch(data_dir) as scratch:
-      table, rules = _gather(source, scratch)
-      shared = _shared_arrays(table, source.items)
-      _check_folders(data_dir, rules)
-      manifests = {}
-      for name, rule in rules.items():
-        about = {"name": name, "title": config["title"], "generated": config["generated"],
-                 "raw_sha256": source.reader.sha256}
-        if manifest := _write(scratch / name, table, rule, shared, about):
-          manifests[name] = manifest
-      empty = [name for name in rules if name not in manifests]
-      if not manifests:
-        raise errors.UserError(f"no interaction is left by the split rules of {', '.join(empty)}")
-      if config["check"]:
-        _check_counts(manifests, _expected(config, rules), empty)
-      for name in manifests:
-        sequences.replace_folder(scratch / name, data_dir / name)
-  except OSError as error:
-    raise errors.UserError(f"cannot write to {data_dir}: {error}") from error
-  log(format_table(manifests.values()))
-  for name in empty:
-    log(f"note: {name} is not written, as its split rule keeps no interaction at all")
+  with scratch_folder(data_dir) as scratch:
+    table, rules = _gather(source, scratch)
+    shared = shared_arrays(table, source.items)
+    check_folders(data_dir, rules)
+    manifests = {}
+    for name, rule in rules.items():
+      about = {"name": name, "title": config["title"], "generated": config["generated"],
+               "raw_sha256": source.reader.sha256}
+      if manifest := _write(scratch / name, table, rule, shared, about, config.get("shards", 0)):
+        manifests[name] = manifest
+    publish(config, rules, manifests, scratch, data_dir, log=log)
   if coverage := _format_coverage(shared[0]["features"]):
     log(coverage)
-  for note in source.notes:
-    log(f"note: {note}")
-  for note in config["notes"]:
+  for note in (*source.notes, *config["notes"]):
     log(f"note: {note}")
   return manifests
 
 
+def publish(config, rules, manifests, scratch, data_dir, *, log):
+  """Moves the data sets of `manifests` from `scratch` to `data_dir`, once all are as expected."""
+  empty = [name for name in rules if name not in manifests]
+  if not manifests:
+    raise errors.UserError(f"no interaction is left by the split rules of {', '.join(empty)}")
+  if config["check"]:
+    _check_counts(manifests, _expected(config, rules), empty)
+  for name in manifests:
+    sequences.replace_folder(scratch / name, data_dir / name)
+  log(format_table(manifests.values()))
+  for name in empty:
+    log(f"note: {name} is not written, as its split rule keeps no interaction at all")
+
+
 @contextlib.contextmanager
-def _scratch(data_dir):
-  data_dir.mkdir(parents=True, exist_ok=True)
-  folder = pathlib.Path(tempfile.mkdtemp(prefix=".prepare.", suffix=".tmp", dir=data_dir))
+def scratch_folder(data_dir):
+  """Yields a folder in `data_dir`, removed afterwards; a failure to write is a UserError."""
   try:
-    yield folder
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=".prepare.", suffix=".tmp", dir=data_dir))
+    try:
+      yield folder
+    finally:
+      shutil.rmtree(folder, ignore_errors=True)
+  except OSError as error:
+    raise errors.UserError(f"cannot write to {data_dir}: {error}") from error
 
 
 def _gather(source, scratch):
@@ -125,7 +130,7 @@ def _repeat_message(source, raw, vocabularies, repeat):
           f"(user {name('user', user)!r}, item {name('item', item)!r})")
 
 
-def _shared_arrays(table, facts):
+def shared_arrays(table, facts):
   """Returns (Dataset fields that all data sets share, extra arrays, bool [N + 1] has metadata).
 
   An item has metadata if any feature beside those of the list of items (MovieLens' genre) has a
@@ -150,19 +155,45 @@ def _covered(feature):
   return (feature.values > 0).any(1)
 
 
-def _write(draft, table, rule, shared, about):
+def _write(draft, table, rule, shared, about, shards):
   """Writes one data set into the new folder `draft`; returns its manifest, None if it is empty."""
-  arrays, extras, described = shared
   item_counts, counts = _counts(table, rule)
   in_domain = item_counts >= max(1, rule.min_item_interactions)
   if rule.min_item_interactions > 1:
     _, counts = _counts(table, rule, in_domain)
   kept = splits.kept_lengths(counts, rule)
-  offsets = np.concatenate([[0], np.cumsum(kept)])
-  if not offsets[-1]:
+  if not kept.any():
     return None
   draft.mkdir()
-  seen = _write_rows(draft, table, rule, in_domain, counts, kept)
+  offsets = np.concatenate([[0], np.cumsum(kept)])
+  if not shards:
+    seen = _write_rows(_Arrays(draft, offsets[-1]), table, rule, in_domain, counts, kept)
+    rows = {stem: np.load(path, mmap_mode="r") for stem in shards_lib.VALUES
+            if (path := draft / f"{stem}.npy").is_file()}
+  else:
+    out = shards_lib.Writer(draft, table.users, offsets, splits.ranges(kept, rule),
+                            num_items=len(table.items), shards=shards)
+    seen = _write_rows(out, table, rule, in_domain, counts, kept)
+    about = about | {"shards": {"columns": out.columns, "files": out.entries}}
+    rows = sequences.sharded(draft, about["shards"], offsets) | {"counts": out.counts}
+  return finish(draft, table, rule, shared, about, rows, in_domain=in_domain, kept=kept, seen=seen)
+
+
+def finish(draft, table, rule, shared, about, rows, *, in_domain, kept, seen):
+  """Writes all of a data set but its rows, which are in `draft`; returns its manifest.
+
+  Args:
+    draft: the folder.
+    table: `Table`; of it only ids.
+    rule: `splits.Rule`.
+    shared: of `shared_arrays`.
+    about: what the manifest says beside counts.
+    rows: {field of `sequences.Dataset`: the rows}.
+    in_domain: bool [N + 1].
+    kept: int64 [U + 1], rows of each user.
+    seen: bool [N + 1], items among the rows.
+  """
+  arrays, extras, described = shared
   ranges = splits.ranges(kept, rule)
   lengths = ranges[..., 1] - ranges[..., 0]
   split = lengths[:, 2] > 0
@@ -172,7 +203,7 @@ def _write(draft, table, rule, shared, about):
     "users": users,
     "items": int(in_domain.sum()),
     "items_seen": int(seen.sum()),
-    "interactions": int(offsets[-1]),
+    "interactions": int(kept.sum()),
     "items_with_metadata": int((in_domain & described).sum()),
     "feature_coverage": {name: int((in_domain & _covered(feature)).sum())
                          for name, feature in sorted(arrays["features"].items())},
@@ -184,10 +215,9 @@ def _write(draft, table, rule, shared, about):
     "vocabulary_items": len(table.items),
     "split": splits.describe(rule),
   }
-  mapped = {stem: np.load(path, mmap_mode="r") for stem in ("items", "times", "ratings")
-            if (path := draft / f"{stem}.npy").is_file()}
-  data = sequences.Dataset(manifest=manifest, in_domain=in_domain, offsets=offsets, splits=ranges,
-                           **arrays, **mapped)
+  data = sequences.Dataset(
+    manifest=manifest, in_domain=in_domain, offsets=np.concatenate([[0], np.cumsum(kept)]),
+    splits=ranges, **arrays, **rows)
   return sequences.write(draft, data, extras=extras)
 
 
@@ -230,18 +260,36 @@ def _counts(table, rule, only=None):
   return items, users
 
 
-def _write_rows(draft, table, rule, in_domain, counts, kept):
-  """Streams the kept rows to `draft`; returns bool [N + 1], the items among them."""
-  files = {name: f"{name}s" for name in ("item", "time", "rating") if name in table.rows.names}
+class _Arrays:
+  """Writes rows to items.npy and the like, block by block."""
+
+  def __init__(self, folder, rows):
+    self._folder, self._rows, self._streams = folder, int(rows), {}
+
+  def append(self, values):
+    """Writes {stem: array}: the next rows."""
+    for stem, array in values.items():
+      if stem not in self._streams:
+        self._streams[stem] = open(self._folder / f"{stem}.npy", "wb")
+        np.lib.format.write_array_header_1_0(self._streams[stem], {
+          "descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False,
+          "shape": (self._rows,)})
+      self._streams[stem].write(array.data)
+
+  def close(self):
+    for stream in self._streams.values():
+      stream.close()
+
+
+def _write_rows(out, table, rule, in_domain, counts, kept):
+  """Streams the kept rows to `out`, an `_Arrays` or a `shards.Writer`, and closes it.
+
+  Returns bool [N + 1], the items among them.
+  """
+  names = [name for name in ("item", "time", "rating") if name in table.rows.names]
   seen = np.zeros(len(in_domain), bool)
-  with contextlib.ExitStack() as stack:
-    streams = {}
-    for name, stem in files.items():
-      streams[name] = stack.enter_context(open(draft / f"{stem}.npy", "wb"))
-      descr = np.lib.format.dtype_to_descr(np.dtype(columns.DTYPES[name]))
-      np.lib.format.write_array_header_1_0(
-        streams[name], {"descr": descr, "fortran_order": False, "shape": (int(kept.sum()),)})
-    for user, rows, mask in _blocks(table, rule, files):
+  with contextlib.closing(out):
+    for user, rows, mask in _blocks(table, rule, names):
       mask &= in_domain[rows["item"]]
       user = user[mask]
       # Rows of a user are consecutive and all in this block: the place of each in its user's.
@@ -249,13 +297,13 @@ def _write_rows(draft, table, rule, in_domain, counts, kept):
       lengths = np.diff(np.append(starts, len(user)))
       place = np.arange(len(user)) - np.repeat(starts, lengths)
       latest = place >= counts[user] - kept[user]
-      for name, stream in streams.items():
-        stream.write(rows[name][mask][latest].data)
+      out.append({f"{name}s": rows[name][mask][latest] for name in names})
       seen[rows["item"][mask][latest]] = True
   return seen
 
 
-def _check_folders(data_dir, names):
+def check_folders(data_dir, names):
+  """Raises UserError where data sets of these names cannot go to `data_dir`."""
   sources.check_names(names)
   for name in names:
     folder = data_dir / name

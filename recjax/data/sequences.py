@@ -16,8 +16,10 @@ interactions (both vocabularies start at 1; 0 is padding and belongs to nobody):
                                          appearance in the raw file
     feature_NAME.npy      int32 [N + 1, S]  attribute ids of each item, 0 = no further value
     feature_NAME_ids.npy  bytes [K + 1]     external attribute ids, row 0 empty
+    item_counts.npy  int64 [3, N + 1]    with shards only: how often each item occurs in each split
 
-Users too short to be split keep their rows and own three empty ranges.
+Users too short to be split keep their rows and own three empty ranges. Where the manifest lists
+"shards", items, times and ratings are in Parquet files that are read on demand (see `shards`).
 """
 
 import dataclasses
@@ -29,6 +31,7 @@ import shutil
 import numpy as np
 
 from recjax import errors
+from recjax.data import shards as shards_lib
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -57,6 +60,12 @@ class Dataset:
   ratings: np.ndarray | None = None
   features: dict = dataclasses.field(default_factory=dict)
   first_seen: np.ndarray | None = None
+  counts: np.ndarray | None = None  # int64 [3, N + 1]: of `item_counts`, where known beforehand
+
+  @property
+  def shards(self):
+    """Returns the `shards.Shards` that hold the rows, or None: then they are plain arrays."""
+    return getattr(self.items, "shards", None)
 
   @property
   def name(self):
@@ -93,12 +102,31 @@ class Dataset:
 
   def item_counts(self, split="train"):
     """Returns int64 [N + 1]: how often each item occurs in `split`."""
+    if self.counts is not None:
+      return np.array(self.counts[SPLITS.index(split)])
     begin, end = self.span(split)
     counts = np.zeros(self.num_items + 1, np.int64)
     for low in range(0, len(begin), 1 << 16):  # in blocks: a gather of all rows would double them
       rows = take_ranges(self.items, begin[low:low + (1 << 16)], end[low:low + (1 << 16)])
       counts += np.bincount(rows, minlength=self.num_items + 1)
     return counts
+
+  def only(self, users):
+    """Returns this data set with the rows of some users in memory, and all others without any.
+
+    Users and items keep their numbers and `item_counts` tells of the whole. There are no times.
+
+    Args:
+      users: ascending ids.
+    """
+    begin, end = np.asarray(self.offsets[:-1])[users], np.asarray(self.offsets[1:])[users]
+    lengths, splits = np.zeros(self.num_users + 1, np.int64), np.zeros_like(self.splits)
+    lengths[users], splits[users] = end - begin, self.splits[users]
+    take = lambda values: values if values is None else take_ranges(values, begin, end)
+    counts = np.stack([self.item_counts(split) for split in SPLITS])
+    return dataclasses.replace(
+      self, offsets=np.concatenate([[0], np.cumsum(lengths)]), splits=splits, counts=counts,
+      items=take(self.items), ratings=take(self.ratings), times=None)
 
 
 def take_ranges(values, begin, end):
@@ -144,15 +172,31 @@ def load(data_dir, name):
     raise errors.UserError(f"{path}: version {manifest.get('version')} was written by another "
                            f"recjax (this one reads {VERSION}); prepare the data again")
   read = lambda stem: _read(folder / f"{stem}.npy")
-  arrays = {stem: read(stem) for stem in ARRAYS}
-  ratings = read("ratings") if (folder / "ratings.npy").is_file() else None
+  there = lambda stem: read(stem) if (folder / f"{stem}.npy").is_file() else None
+  if "shards" in manifest:
+    arrays = {stem: read(stem) for stem in ARRAYS if stem not in shards_lib.VALUES}
+    arrays |= sharded(folder, manifest["shards"], arrays["offsets"])
+    arrays["counts"] = read("item_counts")
+  else:
+    arrays = {stem: read(stem) for stem in ARRAYS} | {"ratings": there("ratings")}
   features = {field: Feature(read(f"feature_{field}"), read(f"feature_{field}_ids"))
               for field in manifest.get("features", ())}
-  first_seen = read("item_first_seen") if (folder / "item_first_seen.npy").is_file() else None
-  data = Dataset(manifest=manifest, ratings=ratings, features=features, first_seen=first_seen,
+  data = Dataset(manifest=manifest, features=features, first_seen=there("item_first_seen"),
                  **arrays)
   _check_shapes(data, folder)
   return data
+
+
+def sharded(folder, listed, offsets):
+  """Returns {stem: shards.Rows} of the columns in a folder's shards.
+
+  Args:
+    folder: of the data set.
+    listed: the manifest's "shards": {"columns": stems, "files": see `shards.Shards`}.
+    offsets: int64 [U + 2].
+  """
+  files = shards_lib.Shards(folder, listed["files"], offsets)
+  return {name: shards_lib.Rows(files, name) for name in listed["columns"]}
 
 
 def save(folder, data, *, extras=None):
@@ -171,8 +215,8 @@ def save(folder, data, *, extras=None):
 def write(draft, data, *, extras=None):
   """Writes the arrays and the manifest of `data` into the existing folder `draft`.
 
-  An array that is the memory map of its own file in `draft` is there already: rows that do not fit
-  in memory are streamed to their files first.
+  Shards and an array that is the memory map of its own file in `draft` are there already: rows that
+  do not fit in memory are streamed to their files first.
 
   Args:
     draft: a folder of its own; see `replace_folder`.
@@ -186,11 +230,14 @@ def write(draft, data, *, extras=None):
     arrays["ratings"] = data.ratings
   if data.first_seen is not None:
     arrays["item_first_seen"] = data.first_seen
+  if data.counts is not None:
+    arrays["item_counts"] = data.counts
   for field, feature in data.features.items():
     arrays[f"feature_{field}"], arrays[f"feature_{field}_ids"] = feature.values, feature.ids
   for stem, array in {**arrays, **(extras or {})}.items():
     path = draft / f"{stem}.npy"
-    if not (isinstance(array, np.memmap) and pathlib.Path(array.filename) == path.resolve()):
+    mapped = isinstance(array, np.memmap) and pathlib.Path(array.filename) == path.resolve()
+    if not mapped and not isinstance(array, shards_lib.Rows):
       np.save(path, array, allow_pickle=False)
   manifest = dict(data.manifest, version=VERSION, features=sorted(data.features))
   (draft / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -220,6 +267,7 @@ def _check_shapes(data, folder):
            and int(data.offsets[-1]) == rows
            and (data.ratings is None or data.ratings.shape == (rows,))
            and (data.first_seen is None or data.first_seen.shape == (items + 1,))
+           and (data.counts is None or data.counts.shape == (3, items + 1))
            and all(f.values.shape[0] == items + 1 for f in data.features.values()))
   if not right:
     raise errors.UserError(f"{folder}: the arrays do not fit together; prepare the data again")

@@ -72,19 +72,20 @@ def _table(config, raw_dir):
   if config["items"]:
     items = metadata.read_table(raw_dir / config["items"], features=config["features"],
                                 separator=config["separator"], **config["item_columns"])
+  return Source(reader, lambda domains: table_rules(config, domains), items)
 
-  def rules(domains):
-    unknown = sorted(set(config["domain_splits"]) - set(domains))
-    if unknown:
-      raise errors.UserError(f"config.domain_splits names {unknown[0]!r}, no domain of the data "
-                             f"({', '.join(domains) or 'there are none'})")
-    named = {config["name"]: config["split"]}
-    for domain in domains:
-      fields = config["domain_splits"].get(domain, config["split"])
-      named[f"{config['name']}_{domain}"] = {**fields, "domain": domain}
-    return named
 
-  return Source(reader, rules, items)
+def table_rules(config, domains):
+  """Returns {data set name: fields of a splits.Rule} of a table: the whole and each domain."""
+  unknown = sorted(set(config["domain_splits"]) - set(domains))
+  if unknown:
+    raise errors.UserError(f"config.domain_splits names {unknown[0]!r}, no domain of the data "
+                           f"({', '.join(domains) or 'there are none'})")
+  named = {config["name"]: config["split"]}
+  for domain in domains:
+    fields = config["domain_splits"].get(domain, config["split"])
+    named[f"{config['name']}_{domain}"] = {**fields, "domain": domain}
+  return named
 
 
 def _sequences(config, raw_dir):
