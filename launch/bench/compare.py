@@ -50,7 +50,8 @@ def compare(task, out):
   """Returns {"results": {contestant: ...}, "missing": {contestant: why}, ...} of a task."""
   envs, pids = FLAGS.envs or processes.default_envs(), [int(pid) for pid in FLAGS.pause]
   tuned = out / tune.FILE
-  tuned = json.loads(tuned.read_text()).get(task, {}) if tuned.exists() else {}
+  tuned = json.loads(tuned.read_text()) if tuned.exists() else {}
+  tuned = tuned.get(task) or tuned.get("bert4rec", {})  # the same blocks
   commands, missing = {}, {}
   for name, one in table.CONTESTANTS.items():
     if task not in one.tasks or FLAGS.only and name not in FLAGS.only:

@@ -54,6 +54,11 @@ def of_task(task, lengths, *, size, num_items):
                                    causal=not masked)))
 
 
-def dense(length, *, size, outputs):
-  """Returns the FLOPs of one user where nothing is left out: padding, and a head at every token."""
-  return float(transformer(length, length, size=size, outputs=outputs))
+def padded(size, *, num_items):
+  """Returns the FLOPs of one user of BERT4Rec when padding is computed too.
+
+  The usual "model FLOPs": every layer on all positions, logits where there are labels.
+  """
+  n, m = size.max_len, size.rate * size.max_len
+  everywhere = transformer(n, n, size=size, outputs=0)
+  return float(everywhere + 3 * m * 2 * size.width * (num_items + 1))

@@ -21,7 +21,7 @@ class Failed(Exception):
 
 
 class Process:
-  """A contestant that is asked for steps; it keeps its memory, and sleeps, while others have theirs.
+  """A contestant that is asked for steps; it sleeps in memory between its turns.
 
   The process is its own group, so that what it started ends with it.
   """
@@ -29,8 +29,7 @@ class Process:
   def __init__(self, command):
     """Starts `command`, a list whose first entry is a Python interpreter."""
     self._errors = tempfile.TemporaryFile()
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_WAIT_POLICY="PASSIVE",
-                       PYTHONWARNINGS="ignore")
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore")
     self._process = subprocess.Popen(
       [*command, "--serve"], cwd=ROOT, env=environment, text=True, start_new_session=True,
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)

@@ -35,7 +35,8 @@ def main():
   size = serving.size(args)
   with tempfile.TemporaryDirectory() as folder:
     write(workload.load(args.data_dir), folder, size, masked=args.task == "bert4rec")
-    config = Config(model=NAMES[args.task], dataset="ml1m", config_dict=settings(args, folder, size))
+    config = Config(model=NAMES[args.task], dataset="ml1m",
+                    config_dict=settings(args, folder, size))
     init_seed(args.seed, reproducibility=False)
     dataset = create_dataset(config)
     loader, _, _ = data_preparation(config, dataset)

@@ -1,4 +1,4 @@
-"""Who is compared: a contestant's module, its environment, what it can do, and what to know of it."""
+"""Who is compared: module, environment, tasks, and what to know of each."""
 
 import dataclasses
 

@@ -47,6 +47,8 @@ class Trainer:
                                    attention=options["attention"]).to(device)
     self.run = torch.compile(self.model) if options["compile"] else self.model
     self.optimizer = torch.optim.Adam(self.model.parameters(), lr=size.lr, fused=True)
+    if device != "cpu":
+      torch.set_float32_matmul_precision("high")  # TF32, as launch/bench/gpu.py gives to recjax
     self.rng = np.random.default_rng(seed)
     self.order = workload.batches(len(self.rows), size.batch, seed)
     self.micro = options["micro"] or size.batch
@@ -61,6 +63,19 @@ class Trainer:
 
   def step(self):
     """Returns (loss, users, tokens) of one optimizer step."""
+    found = self.forward_backward()
+    self.optimizer.step()
+    self.optimizer.zero_grad(set_to_none=True)
+    return found
+
+  def compile(self):
+    """Compiles for every shape that there may be, without training."""
+    for _ in range(2):
+      self.forward_backward()
+    self.optimizer.zero_grad(set_to_none=True)
+
+  def forward_backward(self):
+    """Returns (loss, users, tokens) of the next batch; its gradients are in the parameters."""
     items = self.rows[next(self.order)]
     if self.masked:
       inputs, labels = workload.mask(items, rate=self.size.rate, num_items=self.num_items,
@@ -79,8 +94,6 @@ class Trainer:
       loss = self._loss(inputs[part], labels[part]) / weight
       loss.backward()
       total += loss.detach()
-    self.optimizer.step()
-    self.optimizer.zero_grad(set_to_none=True)
     return float(total), len(items), tokens
 
   def _loss(self, inputs, labels):
@@ -123,14 +136,16 @@ def write_options(options):
 
 
 def main():
-  args = serving.parse(__doc__, options="")
+  args = serving.parse(__doc__, options="", device="cpu")
   data, size = workload.load(args.data_dir), serving.size(args)
   options = parse_options(args.options)
-  trainer = Trainer(args.task, data, size, args.seed, options)
+  trainer = Trainer(args.task, data, size, args.seed, options,
+                    device=args.device)
   session = serving.Session(
     args, versions={"torch": torch.__version__},
     precision="bfloat16" if options["bf16"] else "float32",
-    settings=write_options({**options, "threads": torch.get_num_threads()}))
+    settings=write_options({**options, "threads": torch.get_num_threads()}),
+    card=torch.cuda.get_device_name() if args.device == "cuda" else "cpu")
   while session.wanted():
     loss, users, tokens = trainer.step()
     session.took(loss=loss, users=users, tokens=tokens)
