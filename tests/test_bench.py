@@ -131,8 +131,7 @@ def test_every_task_builds_at_the_size_that_is_compared(task, data_dir):
 
 
 def test_recjax_trains_and_counts_users_and_real_items(data_dir):
-  config = settings.get_config("sasrec", data_dir=data_dir, size=SIZE, micro_batch=4,
-                               micro_lengths=(3,))
+  config = settings.get_config("sasrec", path="plain", data_dir=data_dir, size=SIZE)
   take, extra = recjax_step.make(config)
   data = workload.load(data_dir)
   users = len(workload.windows(data, 2))
@@ -255,7 +254,8 @@ def test_largest_terms_of_a_trace(tmp_path):
   meta = [{"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "/device:GPU:0"}},
           {"ph": "M", "pid": 1, "tid": 2, "name": "thread_name", "args": {"name": "Stream #1"}}]
   events = [event("gemm.1", 30), event("gemm.2", 30), event("softmax", 25), event("copy", 10),
-            event("rest", 5), event("module", 100, lane=3), event("python", 500, pid=9)]
+            event("rest", 5), event("while.3", 90), event("module", 100, lane=3),
+            event("python", 500, pid=9)]
   with gzip.open(folder / "host.trace.json.gz", "wt") as file:
     json.dump({"traceEvents": meta + events}, file)
   assert gpu.largest(tmp_path) == [("gemm", 0.6), ("softmax", 0.25), ("copy", 0.1)]
