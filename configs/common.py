@@ -11,9 +11,9 @@ def get_config():
   config.data_dir = ""  # where recjax.prepare wrote
   config.dataset = ""  # a folder in data_dir
   config.mixed_shards = config_dict.placeholder(int)  # of a sharded data set, at once; None: 8
-  config.num_devices = config_dict.placeholder(int)  # None: all
+  config.num_devices = config_dict.placeholder(int)  # None: all; a CPU is one, or as many as asked
   config.batch_size = 256  # users a step
-  config.micro_batch = config_dict.placeholder(int)  # users differentiated at once; None: all
+  config.micro_batch = config_dict.placeholder(int)  # users a device differentiates at once
   config.micro_lengths = ()  # columns that micro-batches of shorter users are cut to
 
   # One of total_steps, total_epochs, total_examples.

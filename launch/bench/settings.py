@@ -3,17 +3,16 @@
 FAST is what recjax is timed with: raise it when recjax learns something new.
 """
 
+import os
+
 from configs import bert4rec_ml1m, caser_ml1m
 from launch.bench import workload
 
 # Fields of a config that change how quickly the same step is taken, not what it computes.
-FAST = {
-  "bert4rec": {"micro_batch": 32, "micro_lengths": (25, 50, 75)},
-  "sasrec": {"micro_batch": 32, "micro_lengths": (25, 50, 75)},
-  "sasrec_bce": {"micro_batch": 32, "micro_lengths": (25, 50, 75)},
-  "caser": {},
-}
-PLAIN = {"micro_batch": None, "micro_lengths": ()}  # the whole batch at once, padding included
+_CUT = {"micro_batch": 8, "micro_lengths": (32, 48, 64, 80), "num_devices": len(os.sched_getaffinity(0))}
+FAST = {"bert4rec": _CUT, "sasrec": _CUT, "sasrec_bce": _CUT, "caser": {"num_devices": 1}}
+# The whole batch at once, padding and unlabeled positions included.
+PLAIN = {"micro_batch": None, "micro_lengths": (), "model.layout": "rows", "num_devices": 1}
 PATHS = ("fast", "plain")
 
 
@@ -33,7 +32,7 @@ def get_config(task, *, path="fast", data_dir, size=None, dtype="float32", **fie
   else:
     config = bert4rec_ml1m.get_config("data=all")
     _transformer(config, task, size or workload.Size())
-  config.data_dir, config.model.dtype, config.num_devices = data_dir, dtype, 1
+  config.data_dir, config.model.dtype = data_dir, dtype
   config.eval.update(protocols=("full",), contexts=("train",), metric="full/ndcg@10")
   options = {**(FAST[task] if path == "fast" else PLAIN), **fields}
   with config.unlocked():

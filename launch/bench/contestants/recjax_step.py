@@ -18,7 +18,8 @@ def main():
                                size=serving.size(args), dtype=args.dtype, **fields)
   session = serving.Session(
     args, versions={"jax": jax.__version__}, precision=args.dtype,
-    settings=f"micro_batch={config.micro_batch} micro_lengths={tuple(config.micro_lengths)}")
+    settings=f"micro_batch={config.micro_batch} micro_lengths={tuple(config.micro_lengths)} "
+             f"num_devices={config.num_devices}")
   take, extra = make(config)
   at_once = AT_ONCE.get(args.task, 1)
   while session.wanted():
@@ -31,13 +32,14 @@ def main():
 
 def make(config):
   """Returns (take, columns of a window beyond the inputs); take(n) takes n steps, returns sums."""
+  partition.initialize(config.num_devices)
   setting = setting_lib.set_up(experiment.build(config))
   params = setting.init_params(config.seed)
   tx, _, trainable = setting.make_optimizer(config, params)
   steps = setting.make_steps(tx, trainable)
   everywhere = partition.replicated(setting.exp.mesh)
   state = partition.put_state(state_lib.create(params, tx, config.seed), everywhere)
-  resident = partition.put(setting.resident, everywhere)
+  resident, _ = setting.feed.at(0)
   compiled = steps.lower(state, resident, np.int32(1)).compile()
 
   def take(count):
