@@ -9,7 +9,8 @@ from configs import bert4rec_ml1m, caser_ml1m
 from launch.bench import workload
 
 # Fields of a config that change how quickly the same step is taken, not what it computes.
-_CUT = {"micro_batch": 8, "micro_lengths": (32, 48, 64, 80), "num_devices": len(os.sched_getaffinity(0))}
+_CUT = {"micro_batch": 8, "micro_lengths": (32, 48, 64, 80),
+        "num_devices": len(os.sched_getaffinity(0))}
 FAST = {"bert4rec": _CUT, "sasrec": _CUT, "sasrec_bce": _CUT, "caser": {"num_devices": 1}}
 # The whole batch at once, padding and unlabeled positions included.
 PLAIN = {"micro_batch": None, "micro_lengths": (), "model.layout": "rows", "num_devices": 1}
