@@ -44,7 +44,7 @@ def main(_):
 
 def measure(data_dir, held):
   """Returns "users_per_s | users_per_core_s | growth_mb | peak_mb" of one epoch."""
-  import grain  # noqa: F401: what it takes itself is no growth
+  import grain  # noqa: F401  What it takes itself is no growth.
   from recjax.data import sequences, streams
 
   usage = lambda: resource.getrusage(resource.RUSAGE_SELF)
