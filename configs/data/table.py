@@ -8,6 +8,9 @@ there, rating and domain. Ids are kept as texts. Without a domain column one dat
 written; with one, also NAME_DOMAIN for each. No counts are expected; the command prints them. It
 takes about one second per million rows; 25 million rows of 162,000 users take 350 MB of memory,
 5 million take 330 MB.
+
+Data that do not fit the device that trains on them: `--config.shards=64` writes Parquet files that
+training streams. launch/spark_prepare.py does the same on many machines.
 """
 
 import ml_collections

@@ -1,0 +1,31 @@
+"""The bench of preparing: what it generates is what it says, and the command prints a table."""
+
+import subprocess
+import sys
+
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
+
+from launch.bench import prepare
+
+
+def test_generated_rows_are_the_same_in_both_forms_and_ascend(tmp_path, monkeypatch):
+  monkeypatch.setattr(prepare, "BLOCK", 700)
+  for form in ("parquet", "csv"):
+    assert prepare.generate(tmp_path / f"rows.{form}", 2000) == 20
+  table = pa_parquet.read_table(tmp_path / "rows.parquet")
+  assert table.num_rows == 2000 and pa_csv.read_csv(tmp_path / "rows.csv").to_pylist() == (
+    table.to_pylist())
+  times = table.column("time").to_pylist()
+  assert times == sorted(set(times))  # No row twice.
+  assert set(table.column("user").to_pylist()) == set(range(20))
+
+
+def test_the_command_prints_what_it_took():
+  done = subprocess.run([sys.executable, "-m", "launch.bench.prepare", "--rows=3000", "--shards=2"],
+                        cwd=prepare.ROOT, text=True, capture_output=True, check=True)
+  names, _, values = ([cell.strip() for cell in line.strip("|").split("|")]
+                      for line in done.stdout.strip().splitlines())
+  found = dict(zip(names, values, strict=True))
+  assert (found["rows"], found["users"], found["shards"]) == ("3,000", "30", "2")
+  assert float(found["wall_s"]) > 0 and 20 < float(found["peak_mb"]) < 2000
