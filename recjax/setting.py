@@ -46,7 +46,7 @@ class Setting:
     """
     exp, feed, config = self.exp, self.feed, self.exp.config
     size, devices = config.batch_size, exp.mesh.devices.size
-    micro = config.micro_batch or max(size // devices, 1)
+    micro = min(config.micro_batch or size, max(size // devices, 1))
     if size % (micro * devices):
       raise errors.UserError(f"batch_size={size} must be a multiple of micro_batch={micro} times "
                              f"the {devices} devices")

@@ -39,8 +39,9 @@ def _losses(layouts, *, share=0.2, shards=2, room=12, **attributes):
   @functools.partial(jax.jit, static_argnums=1)
   @jax.value_and_grad
   def loss(params, layout):
-    scores, _ = model.clone(layout=layout).apply(params, items, users, {}, positions=positions)
-    return losses.cross_entropy(scores, picked, weights)[0]
+    found, _ = model.clone(layout=layout).apply(params, items, users, {}, positions=positions,
+                                                readout=lambda scores: scores.against_all(picked))
+    return losses.cross_entropy(*found, weights)[0]
   return [loss(params, layout) for layout in layouts]
 
 

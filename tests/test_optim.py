@@ -104,7 +104,7 @@ def test_bad_rules(rules, says):
 @pytest.mark.parametrize("field,known", [("name", "adamw"), ("decay", "cosine")])
 def test_unknown_names_list_the_known(field, known):
   with pytest.raises(errors.UserError, match=f"optim.{field}.*{known}"):
-    _steps(_config(**{field: "adagrad"}))
+    _steps(_config(**{field: "adamax"}))
 
 
 # Update rules.

@@ -62,7 +62,8 @@ def _setup(kind="tied", *, items=300, used=40, sparse_rows=True, devices=1, micr
     sample=batches.make_sampler(num_users=len(resident["users"]), batch_size=B, length=length,
                                 window=objective.window),
     trainable={leaf: not options["freeze"] for leaf, options in plan.items()},
-    micro_batches=micro_batches, shards=devices, rooms={length: B * T // micro_batches // devices},
+    micro_batches=micro_batches * devices,
+    rooms={length: B * T // micro_batches // devices},
     rows=sparse.make(sparse_rows, model=model, tables=tables, objective=objective))
   everywhere = partition.replicated(mesh)
   state = partition.put_state(state_lib.create(params, tx, 0), everywhere)

@@ -100,7 +100,7 @@ def config(dataset="tgt", **fields):
   """
   config = common.get_config()
   config.data_dir, config.dataset = str(root() / "data"), dataset
-  config.batch_size = 12
+  config.batch_size, config.micro_batch = 12, 3  # the same parts on one device as on four
   config.total_steps = 18
   config.model.update(num_layers=1, item_width=8, user_width=4, heads=2, hidden=16, max_len=10,
                       dropout=0.2, fields=(("genre", 3, 2),))

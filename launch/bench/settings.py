@@ -13,7 +13,8 @@ _CUT = {"micro_batch": 8, "micro_lengths": (32, 48, 64, 80),
         "num_devices": len(os.sched_getaffinity(0))}
 FAST = {"bert4rec": _CUT, "sasrec": _CUT, "sasrec_bce": _CUT, "caser": {"num_devices": 1}}
 # The whole batch at once, padding and unlabeled positions included.
-PLAIN = {"micro_batch": None, "micro_lengths": (), "model.layout": "rows", "num_devices": 1}
+_WHOLE = {"micro_batch": None, "micro_lengths": (), "num_devices": 1, "model.layout": "rows"}
+PLAIN = {"bert4rec": _WHOLE, "sasrec": _WHOLE, "sasrec_bce": _WHOLE, "caser": {"num_devices": 1}}
 PATHS = ("fast", "plain")
 
 
@@ -35,7 +36,7 @@ def get_config(task, *, path="fast", data_dir, size=None, dtype="float32", **fie
     _transformer(config, task, size or workload.Size())
   config.data_dir, config.model.dtype = data_dir, dtype
   config.eval.update(protocols=("full",), contexts=("train",), metric="full/ndcg@10")
-  options = {**(FAST[task] if path == "fast" else PLAIN), **fields}
+  options = {**(FAST if path == "fast" else PLAIN)[task], **fields}
   with config.unlocked():
     for name, value in options.items():
       *parents, last = name.split(".")
