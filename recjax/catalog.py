@@ -16,7 +16,7 @@ import jax.numpy as jnp
 ROWS_FOR_ONE = 32
 # Scores in one block. On a CPU, what its cache holds: 3,200 positions and W = 64 against 3,708
 # items take 103 ms of its cores (forward and backward) in blocks and 141 at once, against 20,000
-# items 508 and 718. Below `WHOLE` at once is as fast. Not measured on accelerators.
+# items 508 and 718. Below `WHOLE` at once is no slower. Not measured on accelerators.
 BLOCK = {"cpu": 2**20}
 BLOCK_ELSEWHERE = 2**25
 WHOLE = 4  # blocks

@@ -1,6 +1,10 @@
 """Scores of a catalog: in blocks, or of chosen ids, they are those of the plain product."""
 
 import functools
+import pathlib
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -199,3 +203,16 @@ def test_given_scores_are_read_like_any_other():
   for ask in (lambda s: s.against_all(labels), lambda s: s.of(ids),
               lambda s: catalog.top(s, 5, jnp.ones(V, bool), nobody)):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ask(given), ask(scores))
+
+
+@pytest.mark.slow
+def test_the_bench_prints_its_table():
+  root = pathlib.Path(__file__).resolve().parent.parent
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.bench.catalog", "--items=300", "--seconds=0",
+     "--cases=dense,chunked,in_batch_rows"], cwd=root, text=True, capture_output=True, check=False)
+  assert done.returncode == 0, done.stderr
+  header, _, *rows = done.stdout.splitlines()
+  assert "300" in header
+  assert [row.split(" | ")[0] for row in rows] == ["| dense", "| chunked", "| in_batch_rows"]
+  assert all(re.fullmatch(r"\| \w+ \| [\d,]+ / [\d,]+ / \d+\.\d \|", row) for row in rows), rows
