@@ -1,6 +1,10 @@
 """Scores of a catalog: in blocks, or of chosen ids, they are those of the plain product."""
 
 import functools
+import pathlib
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def _blocks(monkeypatch, size):
-  """Makes blocks of `size` scores (128 items at least), however few there are in all."""
+  """Makes blocks of `size` scores (64 items at least), however few there are in all."""
   monkeypatch.setattr(catalog, "BLOCK", {"cpu": size})
   monkeypatch.setattr(catalog, "WHOLE", 0)
 
@@ -47,13 +51,13 @@ def _value_and_grad(fn):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("count", [300, 256, 1])  # 3 blocks, the last one partial; 2; a single id
+@pytest.mark.parametrize("count", [150, 128, 1])  # 3 blocks, the last one partial; 2; a single id
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_blocks_equal_the_plain_softmax(axis, count, with_bias, monkeypatch):
   _blocks(monkeypatch, 1)
   def ours(x, table, bias, labels):
     scores = catalog.Scores(x, table, bias if with_bias else None, axis, count)
-    assert scores.width() == min(128, count)
+    assert scores.width() == min(64, count)
     return scores.against_all(labels)
   plain = lambda x, table, bias, labels: _plain(
     x, table, bias if with_bias else 0 * bias, labels, axis=axis, count=count)
@@ -199,3 +203,16 @@ def test_given_scores_are_read_like_any_other():
   for ask in (lambda s: s.against_all(labels), lambda s: s.of(ids),
               lambda s: catalog.top(s, 5, jnp.ones(V, bool), nobody)):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ask(given), ask(scores))
+
+
+@pytest.mark.slow
+def test_the_bench_prints_its_table():
+  root = pathlib.Path(__file__).resolve().parent.parent
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.bench.catalog", "--items=300", "--seconds=0",
+     "--cases=dense,chunked,in_batch_rows"], cwd=root, text=True, capture_output=True, check=False)
+  assert done.returncode == 0, done.stderr
+  header, _, *rows = done.stdout.splitlines()
+  assert "300" in header
+  assert [row.split(" | ")[0] for row in rows] == ["| dense", "| chunked", "| in_batch_rows"]
+  assert all(re.fullmatch(r"\| \w+ \| [\d,]+ / [\d,]+ / \d+\.\d \|", row) for row in rows), rows

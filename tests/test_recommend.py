@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from recjax import errors, experiment, recommend
+from recjax import catalog, errors, experiment, recommend
 
 DOMAIN = {f"i{n:02d}" for n in range(tiny.SRC_ITEMS + 1, tiny.ITEMS + 1)}
 OTHERS = {f"i{n:02d}" for n in range(1, tiny.SRC_ITEMS + 1)}
@@ -57,6 +57,20 @@ def test_equals_brute_force(recommender):
   # The user matters, and an unknown one is nobody in particular.
   alone = lambda user: recommender.recommend([history], users=[user], k=5)[1]
   assert alone("u12") != alone(None) == alone("nobody")
+
+
+def test_a_large_catalog_is_searched_in_blocks_and_alike(recommender, monkeypatch):
+  histories, k = _histories(7, longest=20), 25  # some have fewer items left
+  expected = recommender.recommend(histories, k=k)
+  monkeypatch.setattr(catalog, "HELD", 0)
+  monkeypatch.setattr(catalog, "WHOLE", 0)
+  monkeypatch.setattr(catalog, "BLOCK", {"cpu": 1})
+  items, scores, unknown = recommend.Recommender(tiny.finished(), batch_size=6).recommend(
+    histories, k=k)
+  assert items == expected[0] and unknown == 0
+  assert min(map(len, items)) < k
+  for ours, theirs in zip(scores, expected[1], strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_batches_do_not_matter(recommender):

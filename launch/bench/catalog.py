@@ -1,0 +1,146 @@
+"""Times training steps over catalogs of thousands to millions of items, and the memory they take.
+
+    python -m launch.bench.catalog [--items=4000,40000,400000,4000000] [--cases=...] [--seconds=5]
+      [--output=untied]
+
+Every cell is a process of its own: SASRec with one table of d = 64, 64 users of 50 positions a step
+(3,200 labels), Adam, generated histories (item ranks by Zipf's law). Printed are milliseconds of
+the quickest step, after compilation; those of all cores together, which tell the truth on a busy
+machine too; and the peak memory of the process.
+
+    dense         softmax, all scores at once (left out where they alone would be above 3 GiB)
+    chunked       softmax in blocks (recjax/catalog.py)
+    sampled       sampled softmax, 256 negatives shared by a batch; every row updated
+    sampled_rows  the same; only rows that the batch meets are updated (recjax/sparse.py)
+    gbce_rows     gBCE with as many, likewise
+    popular_rows  sampled softmax, negatives by popularity, likewise
+    in_batch_rows sampled softmax against labels of the batch, likewise
+"""
+
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+FLAGS = flags.FLAGS
+SAMPLED = dict(criterion="sampled_softmax", negatives="batch")
+CASES = {
+  "dense": (dict(criterion="softmax"), False),
+  "chunked": (dict(criterion="softmax"), False),
+  "sampled": (SAMPLED, False),
+  "sampled_rows": (SAMPLED, True),
+  "gbce_rows": (dict(SAMPLED, criterion="gbce"), True),
+  "popular_rows": (dict(SAMPLED, proposal="popularity"), True),
+  "in_batch_rows": (dict(SAMPLED, proposal="in_batch"), True),
+}
+USERS, LENGTH, BATCH, WIDTH = 2000, 50, 64, 64
+flags.DEFINE_list("items", ["4000", "40000", "400000", "4000000"], "Sizes of the catalog.")
+flags.DEFINE_list("cases", list(CASES), "Rows of the table.")
+flags.DEFINE_float("seconds", 5.0, "How long each case takes steps, at least one.")
+flags.DEFINE_enum("output", "tied", ["tied", "untied"], "Whether the head has a table of its own.")
+flags.DEFINE_string("run", None, "Measures this case for one size; for the program's own use.")
+
+
+def main(_):
+  if FLAGS.run:
+    print(json.dumps(measure(FLAGS.run, int(FLAGS.items[0]))))
+    return
+  print(f"| ms a step / of cores / peak GiB | {' | '.join(f'{int(n):,}' for n in FLAGS.items)} |")
+  print("|---|" + "---:|" * len(FLAGS.items))
+  for case in FLAGS.cases:
+    cells = [cell(case, int(items)) for items in FLAGS.items]
+    print(f"| {case} | {' | '.join(cells)} |", flush=True)
+
+
+def cell(case, items):
+  """Returns "ms / ms / GiB" of a process that measures it."""
+  if case == "dense" and 4 * BATCH * LENGTH * items > 3 * 2**30:
+    return "-"
+  command = [sys.executable, "-m", "launch.bench.catalog", f"--run={case}", f"--items={items}",
+             f"--seconds={FLAGS.seconds}", f"--output={FLAGS.output}"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  if done.returncode:
+    print(done.stderr[-1000:], file=sys.stderr)
+    return f"exit {done.returncode}"
+  found = json.loads(done.stdout.splitlines()[-1])
+  return f"{found['step_ms']:,.0f} / {found['cores_ms']:,.0f} / {found['peak_gib']:.1f}"
+
+
+def measure(case, items):
+  """Returns {"step_ms", "cores_ms", "peak_gib"} of steps in this process."""
+  import jax
+  import numpy as np
+
+  from configs import common
+  from recjax import catalog, experiment, partition
+  from recjax import setting as setting_lib
+  from recjax import state as state_lib
+
+  if case == "dense":
+    catalog.WHOLE = 2**62  # never in blocks
+  loss, rows = CASES[case]
+  config = common.get_config()
+  config.update(dataset="catalog", batch_size=BATCH, total_steps=1000)
+  config.model.update(name="sasrec", variant="sasrec", item_width=WIDTH, max_len=LENGTH,
+                      output=FLAGS.output)
+  config.objective.name = "causal_next_item"
+  config.objective.causal_next_item.update(loss)
+  config.optim.sparse_rows = rows
+  config.eval.update(protocols=("full",), max_users=8)
+  with tempfile.TemporaryDirectory() as folder:
+    config.data_dir = folder
+    generate(pathlib.Path(folder) / "catalog", items)
+    exp = experiment.build(config)
+    setting = setting_lib.set_up(exp)
+    params = setting.init_params(0)
+    tx, _, trainable = setting.make_optimizer(config, params)
+    state = state_lib.create(params, tx, 0)
+    resident = partition.put(setting.resident, partition.replicated(exp.mesh))
+    steps = setting.make_steps(tx, trainable).lower(state, resident, np.int32(1)).compile()
+    del params
+  taken, begin = [], time.monotonic()
+  while not taken or time.monotonic() - begin < FLAGS.seconds:
+    start = time.monotonic(), time.process_time()
+    state, sums = steps(state, resident, np.int32(1))
+    jax.block_until_ready(sums)
+    taken.append((time.monotonic() - start[0], time.process_time() - start[1]))
+  assert np.isfinite(sums["loss"])
+  wall_s, cores_s = map(min, zip(*taken, strict=True))
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  return {"step_ms": 1000 * wall_s, "cores_ms": 1000 * cores_s, "peak_gib": peak}
+
+
+def generate(folder, items):
+  """Writes a data set of USERS histories of LENGTH + 3 items."""
+  import numpy as np
+
+  from recjax.data import sequences
+
+  rng, length = np.random.default_rng(0), LENGTH + 3
+  drawn = np.exp(rng.uniform(0, np.log(items + 1), (USERS, length)))  # P ~ 1 / rank
+  ranks = np.minimum(drawn, items).astype(np.int32)
+  lengths = np.full(USERS + 1, length)
+  lengths[0] = 0
+  splits = np.zeros((USERS + 1, 3, 2), np.int32)
+  splits[1:] = [[0, length - 2], [length - 2, length - 1], [length - 1, length]]
+  in_domain = np.ones(items + 1, bool)
+  in_domain[0] = False
+  names = lambda count: np.array([b"", *(b"%d" % n for n in range(1, count + 1))])
+  sequences.save(folder, sequences.Dataset(
+    manifest=dict(name="catalog", title="generated", generated=True, users=USERS, items=items,
+                  interactions=ranks.size, raw_sha256="0" * 64, split={}),
+    user_ids=names(USERS), item_ids=names(items), in_domain=in_domain,
+    offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), items=ranks.ravel(),
+    times=np.arange(ranks.size), splits=splits))
+
+
+if __name__ == "__main__":
+  app.run(main)
