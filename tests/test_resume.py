@@ -98,6 +98,20 @@ def test_the_command_survives_kill_9(tmp_path):
   tiny.assert_same_run(tmp_path / "run", tiny.finished())
 
 
+def test_a_run_that_updates_rows_alone_goes_on_as_well(tmp_path):
+  fields = {"optim.sparse_rows": True, "objective.masked_item.criterion": "sampled_softmax",
+            "objective.masked_item.num_negatives": 6, "objective.masked_item.negatives": "row",
+            "total_steps": 14}
+  reference = tiny.finished("tgt", *fields.items())
+  workdir = tiny.interrupted(tmp_path, at=8, **fields)
+  train.train_and_evaluate(tiny.config(**fields), workdir)
+  tiny.assert_same_run(workdir, reference)
+  # And its checkpoints have the layout of any other.
+  plain = tiny.state(tiny.finished("tgt"))
+  assert {n: x.shape for n, x in tiny.state(workdir).items()} == {
+    n: x.shape for n, x in plain.items()}
+
+
 # Damage.
 
 def _spoil(workdir, step):

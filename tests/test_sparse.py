@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-import tiny
 
-from recjax import errors, models, objectives, optim, partition, sparse, step, train, trees
+from recjax import errors, models, objectives, optim, partition, sparse, step, trees
 from recjax import state as state_lib
 from recjax.data import batches
 
@@ -177,17 +176,3 @@ def test_a_batch_that_may_meet_much_of_the_catalog_visits_it_all(monkeypatch):
   monkeypatch.setattr(sparse, "SHARE", 1)
   _, lazy, _ = _train(3, sparse_rows=None, **setup)
   assert any((lazy[name] != x).any() for name, x in every.items())
-
-
-def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
-  fields = {"optim.sparse_rows": True, "objective.masked_item.criterion": "sampled_softmax",
-            "objective.masked_item.num_negatives": 6, "objective.masked_item.negatives": "row",
-            "total_steps": 14}
-  reference = tiny.finished("tgt", *fields.items())
-  workdir = tiny.interrupted(tmp_path, at=8, **fields)
-  train.train_and_evaluate(tiny.config(**fields), workdir)
-  tiny.assert_same_run(workdir, reference)
-  # And its checkpoints have the layout of any other.
-  plain = tiny.state(tiny.finished("tgt"))
-  assert {n: x.shape for n, x in tiny.state(workdir).items()} == {
-    n: x.shape for n, x in plain.items()}
