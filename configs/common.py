@@ -27,7 +27,7 @@ def get_config():
     num_layers=config_dict.placeholder(int), item_width=config_dict.placeholder(int),
     user_width=config_dict.placeholder(int), heads=config_dict.placeholder(int),
     hidden=config_dict.placeholder(int), max_len=config_dict.placeholder(int),
-    dropout=config_dict.placeholder(float))
+    dropout=config_dict.placeholder(float), layout=config_dict.placeholder(str))
 
   item_loss = dict(  # see recjax/objectives/item_loss.py
     criterion="softmax",  # softmax, bce, gbce, sampled_softmax

@@ -38,9 +38,7 @@ class Experiment:
     return jax.eval_shape(self._start, 0)
 
   def _start(self, seed):
-    tables = {name: jnp.asarray(np.asarray(x)) for name, x in self.tables.items()}
-    inputs = self.model.example_inputs()
-    return _init(self.model, jax.random.key(seed), inputs, tables)
+    return _init(self.model, jax.random.key(seed), self.model.example_inputs(), self.tables)
 
   def rows(self):
     """Returns {vocabulary: checkpoint.Rows} of the model's row tables."""

@@ -76,13 +76,11 @@ def cell(case, items):
 
 def measure(case, items):
   """Returns {"step_ms", "cores_ms", "peak_gib"} of steps in this process."""
-  import jax
   import numpy as np
 
   from configs import common
-  from recjax import catalog, experiment, partition
-  from recjax import setting as setting_lib
-  from recjax import state as state_lib
+  from launch.bench.contestants import recjax_step
+  from recjax import catalog
 
   if case == "dense":
     catalog.WHOLE = 2**62  # never in blocks
@@ -98,19 +96,11 @@ def measure(case, items):
   with tempfile.TemporaryDirectory() as folder:
     config.data_dir = folder
     generate(pathlib.Path(folder) / "catalog", items)
-    exp = experiment.build(config)
-    setting = setting_lib.set_up(exp)
-    params = setting.init_params(0)
-    tx, _, trainable = setting.make_optimizer(config, params)
-    state = state_lib.create(params, tx, 0)
-    resident = partition.put(setting.resident, partition.replicated(exp.mesh))
-    steps = setting.make_steps(tx, trainable).lower(state, resident, np.int32(1)).compile()
-    del params
+    take, _ = recjax_step.make(config)
   taken, begin = [], time.monotonic()
   while not taken or time.monotonic() - begin < FLAGS.seconds:
     start = time.monotonic(), time.process_time()
-    state, sums = steps(state, resident, np.int32(1))
-    jax.block_until_ready(sums)
+    sums = take(1)
     taken.append((time.monotonic() - start[0], time.process_time() - start[1]))
   assert np.isfinite(sums["loss"])
   wall_s, cores_s = map(min, zip(*taken, strict=True))

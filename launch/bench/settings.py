@@ -7,6 +7,7 @@ import os
 
 from configs import bert4rec_ml1m, caser_ml1m
 from launch.bench import workload
+from recjax import spec
 
 # Fields of a config that change how quickly the same step is taken, not what it computes.
 _CUT = {"micro_batch": 8, "micro_lengths": (32, 48, 64, 80),
@@ -36,15 +37,7 @@ def get_config(task, *, path="fast", data_dir, size=None, dtype="float32", **fie
     _transformer(config, task, size or workload.Size())
   config.data_dir, config.model.dtype = data_dir, dtype
   config.eval.update(protocols=("full",), contexts=("train",), metric="full/ndcg@10")
-  options = {**(FAST if path == "fast" else PLAIN)[task], **fields}
-  with config.unlocked():
-    for name, value in options.items():
-      *parents, last = name.split(".")
-      where = config
-      for parent in parents:
-        where = where[parent]
-      where[last] = value
-  return config
+  return spec.override(config, {**(FAST if path == "fast" else PLAIN)[task], **fields})
 
 
 def _transformer(config, task, size):

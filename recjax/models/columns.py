@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from recjax.models import layers
 
-NOTHING = -1e9  # score of what is not attended to; finite, as in `transformer`
+SITES = 5  # of dropout in a block
 
 
 def encode(params, x, keep, positions, *, settings, rng=None):
@@ -45,8 +45,8 @@ def encode(params, x, keep, positions, *, settings, rng=None):
   narrow = room * 2 < rows // runs * length  # else restricting costs more than it saves
   x = _transposed(x.astype(jnp.float32).reshape(-1, width))
   for index in range(total):
-    seeds = None if rng is None else jax.random.bits(jax.random.fold_in(rng, index), (5, 2),
-                                                     jnp.uint32)
+    seeds = [None] * SITES if rng is None else jax.random.bits(
+      jax.random.fold_in(rng, index), (SITES, 2), jnp.uint32)
     last = narrow and index == total - 1
     x = _block(params[f"block_{index}"], x, keep, scored if last else None, seeds, operand,
                causal=settings["causal"], **{k: v for k, v in block.items()
@@ -62,7 +62,7 @@ def _block(params, x, keep, scored, seeds, operand, *, causal, heads, hidden, ac
            attention_dropout, hidden_dropout, output_dropout):
   """Returns `transformer.Block` of x [W, N], [W, N] or at the `scored` positions alone [W, S C]."""
   del hidden
-  drop = lambda value, site, rate: value if seeds is None else _drop(value, seeds[site], rate)
+  drop = lambda value, site, rate: _drop(value, seeds[site], rate)
   here = (lambda value: value) if scored is None else scored.take
   weights = params["attention"]
   project = lambda name, value: _dense(weights[name], value, operand)
@@ -89,15 +89,15 @@ def _block(params, x, keep, scored, seeds, operand, *, causal, heads, hidden, ac
       mask = mask & (jnp.arange(keep.shape[1]) <= asked[..., None])
     rows = keep.shape[0]
     split = lambda value: jnp.swapaxes(value.reshape(heads, -1, rows, value.shape[1] // rows), 1, 2)
-    mixed = _attend(split(asks), split(keys), split(values), mask,
-                    None if seeds is None else seeds[0], attention_dropout, operand)
+    mixed = _attend(split(asks), split(keys), split(values), mask, seeds[0], attention_dropout,
+                    operand)
     mixed = jnp.swapaxes(mixed, 1, 2).reshape(x.shape[0], -1)
     mixed = mixed if scored is None else scored.from_slots(mixed)
     return project("out", mixed) if "out" in weights else mixed
 
   def feed(y):
-    hidden = _activate(_dense(params["mlp"]["up"], y, operand), None if seeds is None else seeds[1],
-                       act, hidden_dropout, operand)
+    hidden = _activate(_dense(params["mlp"]["up"], y, operand), seeds[1], act, hidden_dropout,
+                       operand)
     return _dense(params["mlp"]["down"], hidden, operand)
 
   attention_norm = functools.partial(_norm, params["attention_norm"])
@@ -210,10 +210,11 @@ def _attend(query, key, value, mask, seeds, rate, operand):
 def _attend_forward(query, key, value, mask, seeds, rate, operand):
   query, key, value = (part.astype(operand).reshape(-1, *part.shape[2:])
                        for part in (query, key, value))
-  by_row = lambda part: part.reshape(-1, len(mask), *part.shape[1:])  # n -> H, B
+  by_row = functools.partial(_by_row, len(mask))
   scores = _dot(_transposed(query), key) / math.sqrt(query.shape[1])
-  weights = jax.nn.softmax(jnp.where(mask, by_row(scores), NOTHING)).reshape(scores.shape)
-  dropped = (weights if seeds is None else _drop(weights, seeds, rate)).astype(operand)
+  weights = jax.nn.softmax(jnp.where(mask, by_row(scores), layers.MASKED_SCORE))
+  weights = weights.reshape(scores.shape)
+  dropped = _drop(weights, seeds, rate).astype(operand)
   mixed = _dot(value, dropped, contract=(2, 2))
   return by_row(mixed), (query, key, value, weights.astype(operand), dropped, mask, seeds)
 
@@ -221,12 +222,11 @@ def _attend_forward(query, key, value, mask, seeds, rate, operand):
 def _attend_backward(rate, operand, kept, change):
   query, key, value, weights, dropped, mask, seeds = kept
   change = change.astype(operand).reshape(query.shape)
-  back = _dot(_transposed(change), value)
-  back = back if seeds is None else _drop(back, seeds, rate)
+  back = _drop(_dot(_transposed(change), value), seeds, rate)
   wide = weights.astype(jnp.float32)
   back = wide * (back - jnp.sum(back * wide, axis=-1, keepdims=True))
   back = (back / math.sqrt(query.shape[1])).astype(operand)
-  by_row = lambda part: part.reshape(-1, len(mask), *part.shape[1:])
+  by_row = functools.partial(_by_row, len(mask))
   return (by_row(_dot(key, back, contract=(2, 2))), by_row(_dot(query, back)),
           by_row(_dot(change, dropped)), None, None)
 
@@ -234,11 +234,15 @@ def _attend_backward(rate, operand, kept, change):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
+def _by_row(rows, x):
+  """Returns [n, ...] as [H, B, ...]."""
+  return x.reshape(-1, rows, *x.shape[1:])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _activate(x, seeds, act, rate, operand):
   """Returns the activation of x with dropout; only x, as products read it, is kept for later."""
-  active = layers.ACTIVATIONS[act](x)
-  return active if seeds is None else _drop(active, seeds, rate)
+  return _drop(layers.ACTIVATIONS[act](x), seeds, rate)
 
 
 def _activate_forward(x, seeds, act, rate, operand):
@@ -248,8 +252,7 @@ def _activate_forward(x, seeds, act, rate, operand):
 def _activate_backward(act, rate, operand, kept, change):
   del operand
   x, seeds = kept
-  if seeds is not None:
-    change = _drop(change, seeds, rate)
+  change = _drop(change, seeds, rate)
   return jax.vjp(layers.ACTIVATIONS[act], x.astype(jnp.float32))[1](change)[0], None
 
 
@@ -257,8 +260,10 @@ _activate.defvjp(_activate_forward, _activate_backward)
 
 
 def _drop(x, seeds, rate):
-  """Returns x with dropout; linear, and so its own derivative."""
-  return jnp.where(layers.kept(x.shape, seeds, rate), x / (1 - rate), 0) if rate else x
+  """Returns x with dropout, if there are seeds; linear, and so its own derivative."""
+  if seeds is None or not rate:
+    return x
+  return jnp.where(layers.kept(x.shape, seeds, rate), x / (1 - rate), 0)
 
 
 def _dot(a, b, contract=None):

@@ -20,6 +20,7 @@ ACTIVATIONS = {
 }
 INITIALIZERS = ("torch", "bert", "glorot")
 OUTPUTS = ("untied", "tied", "tied_transform")
+MASKED_SCORE = -1e9  # finite, so that a row of padding alone still has a finite softmax
 
 
 def table_init(name):

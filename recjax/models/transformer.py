@@ -18,8 +18,6 @@ from recjax import errors
 from recjax.models import columns
 from recjax.models import layers
 
-MASKED_SCORE = -1e9  # finite, so that a row of padding alone still has a finite softmax
-
 
 class SequenceEmbed(nn.Module):
   """Concatenates what is known of every position: item, item attributes, user; each with positions.
@@ -125,7 +123,7 @@ class Attention(nn.Module):
     query, key, value = jnp.moveaxis(
       qkv.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)  # [B, T, H, d]
     scores = jnp.einsum("bthd,bshd->bhts", query, key) / math.sqrt(width // self.heads)
-    scores = jnp.where(mask, scores.astype(jnp.float32), MASKED_SCORE)
+    scores = jnp.where(mask, scores.astype(jnp.float32), layers.MASKED_SCORE)
     weights = nn.softmax(scores).astype(self.dtype)
     weights = layers.Dropout(self.dropout)(weights, train=train)
     mixed = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(batch, length, width)
