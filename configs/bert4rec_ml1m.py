@@ -34,8 +34,8 @@ def get_config(arg=None):
   config.objective.name = "next_item" if arg.data == "tgt" else "masked_item"
   if errors.choose({"full": False, "cpu": True}, arg.size, "size"):
     config.model.update(num_layers=2, item_width=64, user_width=32, heads=2, hidden=256)
+    config.micro_batch = 128 if arg.data == "tgt" else 32  # what fits a CPU's cache
     if arg.data != "tgt":
-      config.micro_batch = 32  # what fits a CPU's cache
       config.micro_lengths = (25, 50, 75)
   config.model.fields = fields(arg.meta, width=8 if arg.size == "cpu" else 16, actors=3)
   return config
