@@ -10,6 +10,7 @@ def get_config():
   config.seed = 0
   config.data_dir = ""  # where recjax.prepare wrote
   config.dataset = ""  # a folder in data_dir
+  config.history = ""  # another one, whose train split users bring along (see first_item)
   config.mixed_shards = config_dict.placeholder(int)  # of a sharded data set, at once; None: 8
   config.num_devices = config_dict.placeholder(int)  # None: all; a CPU is one, or as many as asked
   config.batch_size = 256  # users a step
@@ -27,7 +28,9 @@ def get_config():
     num_layers=config_dict.placeholder(int), item_width=config_dict.placeholder(int),
     user_width=config_dict.placeholder(int), heads=config_dict.placeholder(int),
     hidden=config_dict.placeholder(int), max_len=config_dict.placeholder(int),
-    dropout=config_dict.placeholder(float), layout=config_dict.placeholder(str))
+    dropout=config_dict.placeholder(float), layout=config_dict.placeholder(str),
+    patch=config_dict.placeholder(str),  # see recjax/models/patches.py; with transfer.mode=patch
+    patch_width=config_dict.placeholder(int))
 
   item_loss = dict(  # see recjax/objectives/item_loss.py
     criterion="softmax",  # softmax, bce, gbce, sampled_softmax
@@ -65,9 +68,11 @@ def get_config():
   config.transfer = dict(
     checkpoint="",  # workdir of the source run; empty: nothing is transferred
     step=config_dict.placeholder(int),  # None: the source's best
-    mode="none",  # none, embedding, model, or rules
+    mode="none",  # none, embedding, model, patch, or rules
     rules=(),  # ((target regex, source template or None), ...) with mode="rules"
-    freeze="")  # regex of parameters that stay as they are
+    freeze="",  # regex of parameters that stay as they are
+    # True: checkpoints hold what is trained alone, and name the source that the rest is (KBs).
+    task_tree=config_dict.placeholder(bool))
 
   config.log = dict(every_steps=100, every_epochs=config_dict.placeholder(float), tensorboard=True)
   return config

@@ -65,7 +65,7 @@ def run(config, *, raw_dir, data_dir, spark, log=print):
   rules = {name: splits.parse(fields, name)
            for name, fields in sources.table_rules(config, domains).items()}
   table = prepare.Table(None, None, users, items, tuple(domains), None, _first_seen(rows, items))
-  shared = prepare.shared_arrays(table, facts)
+  shared = prepare.shared_arrays(table, facts, sources.user_attributes(config, raw_dir))
   digest = f"xxhash64:{_digest(rows)}"
   numbered = _join(_join(rows, "user", users), "item", items)
   with prepare.scratch_folder(data_dir) as scratch:

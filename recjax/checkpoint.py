@@ -9,6 +9,9 @@
                 and {vocabulary}_trained: which of them this run's data trained
     meta        JSON: config, leaf shapes, host state, and a digest of every array
 
+A task's checkpoints (`task_trees`) hold only what it trains, and in `meta` the checksum of the
+backbone that the rest of its parameters is.
+
 Digests are computed from the arrays themselves, on the devices, when saving and again after
 reading: a truncated file fails to read, a flipped bit changes its array's digest, whatever the
 layout on disk and however many devices wrote or read it.
@@ -29,7 +32,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from recjax import errors, trees
+from recjax import digests, errors, task_trees, trees
 
 FOLDER = "checkpoints"
 TREES = ("params", "opt_state", "rng", "rows")
@@ -64,9 +67,12 @@ class Checkpoints:
   Args:
     workdir: the run's folder.
     keep: how many of the newest are kept (at least two, so that a damaged one has a predecessor).
+    task: `task_trees.Task`, where not all parameters are saved.
   """
 
-  def __init__(self, workdir, *, keep=2):
+  def __init__(self, workdir, *, keep=2, task=None):
+    self._task = task
+    self._part = (lambda params: params) if task is None else task.part
     self._root = pathlib.Path(os.path.abspath(workdir)) / FOLDER
     self._policy = _Keep(max(keep, 2))
     self._manager = _manager(self._root, self._policy)
@@ -83,10 +89,12 @@ class Checkpoints:
       best_step: the step to keep beside the newest, or None.
     """
     step = int(state.step)
-    content = _content(state, rows)
+    content = _content(state.replace(params=self._part(state.params)), rows)
     meta = {"step": step, "config": config, "host": host, "data": data,
-            "digests": {name: _digests(tree) for name, tree in content.items()},
+            "digests": {name: digests.of(tree) for name, tree in content.items()},
             "shapes": {name: _describe(content[name]) for name in ("params", "rows")}}
+    if self._task is not None:
+      meta["backbone"] = self._task.backbone
     text = json.dumps(meta)
     self._policy.best_step = best_step
     save = {name: ocp.args.PyTreeSave(tree) for name, tree in content.items()}
@@ -106,7 +114,7 @@ class Checkpoints:
     """Returns the steps on disk, newest first; among them damaged ones, until they are read."""
     return sorted(self._manager.all_steps(read=True), reverse=True)
 
-  def restore_latest(self, abstract, *, rows, data, report):
+  def restore_latest(self, abstract, *, rows, data, report, frozen=None):
     """Returns (state, host) of the newest sound checkpoint, or None where there is none.
 
     Damaged ones are reported and moved out of the way, so that their step can be written again.
@@ -116,14 +124,15 @@ class Checkpoints:
       rows: {vocabulary: Rows} of the data now, which must be those that were saved.
       data: identity of the data set now, likewise.
       report: called with a line for every damaged checkpoint.
+      frozen: {leaf name: array} of the parameters that a task's checkpoints do not hold.
 
     Raises:
-      UserError: a sound checkpoint is of another model or of other data.
+      UserError: a sound checkpoint is of another model, another backbone or of other data.
     """
     for step in self.steps():
       found = damage = None
       try:
-        found = self._restore(step, abstract, rows, data)
+        found = self._restore(step, abstract, rows, data, frozen or {})
       except CorruptError as error:
         damage = str(error)
       if not _on_any_process(damage is not None):
@@ -140,19 +149,23 @@ class Checkpoints:
       UserError: the checkpoint is damaged.
     """
     abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._part(like))
     try:
       meta = _read_meta(self._manager, step)
-      return _read_trees(self._manager, step, {"params": abstract}, meta)["params"]
+      found = _read_trees(self._manager, step, {"params": abstract}, meta)["params"]
+      return trees.unflatten({**trees.flatten(like), **trees.flatten(found)})
     except CorruptError as error:
       raise errors.UserError(
         f"{self._root}: the best checkpoint, of step {step}, is damaged or gone ({error}); no "
         "other has its parameters: remove this folder, and the same command trains again"
       ) from error
 
-  def _restore(self, step, abstract, rows, data):
+  def _restore(self, step, abstract, rows, data, frozen):
     meta = _read_meta(self._manager, step)
-    mine, theirs = _describe(abstract.params), meta["shapes"]["params"]
+    if self._task is not None and "backbone" in meta:
+      task_trees.check_backbone(self._root.parent, meta["backbone"], self._task.backbone)
+    part = self._part(abstract.params)
+    mine, theirs = _describe(part), meta["shapes"]["params"]
     if mine != theirs:
       changed = [leaf for leaf in mine if leaf in theirs and mine[leaf] != theirs[leaf]]
       raise errors.UserError(
@@ -160,19 +173,19 @@ class Checkpoints:
         f"{trees.describe_difference(mine, theirs)}; shapes {', '.join(changed) or 'equal'}; "
         "use another --workdir for another config")
     changed = [key for key in data if data[key] != meta["data"].get(key)]
-    if _digests(_row_tables(rows)) != meta["digests"]["rows"]:
+    if digests.of(_row_tables(rows)) != meta["digests"]["rows"]:
       changed.append("names of rows")
     if changed:
       raise errors.UserError(
         f"{self._root}/{step} was trained on other data ({', '.join(changed)} differ); prepare "
         "the data as they were, or use another --workdir")
-    want = {"params": abstract.params, "opt_state": abstract.opt_state,
+    want = {"params": part, "opt_state": abstract.opt_state,
             "rng": _key_data(abstract.rng), "rows": _abstract(meta["shapes"]["rows"])}
     found = _read_trees(self._manager, step, want, meta)
     rng = jax.random.wrap_key_data(found["rng"]["key"])
     step_array = jax.device_put(np.asarray(meta["step"], np.int32), abstract.step.sharding)
-    state = abstract.replace(step=step_array, params=found["params"],
-                             opt_state=found["opt_state"], rng=rng)
+    params = trees.unflatten({**frozen, **trees.flatten(found["params"])})
+    state = abstract.replace(step=step_array, params=params, opt_state=found["opt_state"], rng=rng)
     return state, meta["host"]
 
   def _set_aside(self, step):
@@ -224,8 +237,19 @@ class Reader:
     self.step = self.meta["step"]
     self.config = self.meta["config"]
 
+  @property
+  def task_of(self):
+    """Returns the backbone that these parameters are not whole without, or None: they are."""
+    return self.meta.get("backbone")
+
+  def backbone(self, leaves):
+    """Returns what a task's checkpoint says of this one, which it takes `leaves` of."""
+    stored = self.meta["digests"]["params"]
+    return {"checkpoint": os.fspath(self._root.parent), "step": self.step,
+            "digest": digests.together({leaf: stored[leaf] for leaf in leaves})}
+
   def shapes(self):
-    """Returns {leaf name: ShapeDtypeStruct} of all parameters."""
+    """Returns {leaf name: ShapeDtypeStruct} of all parameters, of a task those that it trains."""
     return {leaf: jax.ShapeDtypeStruct(tuple(shape), dtype)
             for leaf, (shape, dtype) in self.meta["shapes"]["params"].items()}
 
@@ -343,7 +367,7 @@ def _read_trees(manager, step, want, meta):
     found = {name: found[name] for name in want}
     for name in want:
       saved = meta["digests"][name]
-      for leaf, digest in _digests(found[name]).items():
+      for leaf, digest in digests.of(found[name]).items():
         if saved.get(leaf) != digest:
           raise CorruptError(f"{name}/{leaf} is not what was saved")
   except CorruptError:
@@ -351,38 +375,6 @@ def _read_trees(manager, step, want, meta):
   except Exception as error:
     raise CorruptError(_first_line(error)) from error
   return found
-
-
-def _digests(tree):
-  """Returns {leaf name: int}: 64 bits that any single changed element is certain to change."""
-  flat = {leaf: x for leaf, x in trees.flatten(tree).items() if hasattr(x, "shape")}
-  halves = jax.device_get(_digest_all(flat))
-  return {leaf: int(high) << 32 | int(low) for leaf, (high, low) in halves.items()}
-
-
-@jax.jit
-def _digest_all(flat):
-  return {leaf: (_digest(x, 0x85EBCA6B), _digest(x, 0xC2B2AE35)) for leaf, x in flat.items()}
-
-
-def _digest(x, salt):
-  """Returns a uint32 sum of hashes of (element, position): the same on any sharding."""
-  x = jnp.asarray(x)
-  size = x.dtype.itemsize
-  if x.dtype == jnp.bool_:
-    bits = x.astype(jnp.uint32)
-  else:
-    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[size])
-  position = jnp.zeros(x.shape, jnp.uint32)
-  for axis in range(x.ndim):
-    stride = int(np.prod(x.shape[axis + 1:], dtype=np.int64)) % 2**32
-    position += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
-  # For a fixed position every step is a bijection of the element, so a changed element changes its
-  # hash, and the sum with it.
-  mixed = (bits.astype(jnp.uint32) ^ (position * jnp.uint32(0x9E3779B1))) + jnp.uint32(salt)
-  mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x7FEB352D)
-  mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x846CA68B)
-  return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
 
 def _to_uint8(names):

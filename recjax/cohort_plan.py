@@ -20,6 +20,8 @@ def key(config):
         visit(value, f"{prefix}{name}.")
       elif prefix + name not in VARY:
         flat[prefix + name] = value
+      elif prefix + name == "transfer.mode":  # Which of them freezes decides on the program.
+        flat[prefix + name] = value == "patch"
   visit(json.loads(config.to_json_best_effort()), "")
   return json.dumps(flat, sort_keys=True)
 

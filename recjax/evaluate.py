@@ -14,11 +14,12 @@ from recjax import cli, experiment, partition, record, results, trees
 FLAGS = flags.FLAGS
 
 
-def evaluate(workdir, *, step=None, split="test", data_dir=None):
+def evaluate(workdir, *, step=None, split="test", data_dir=None, backbone=None):
   """Returns the report of the run's best checkpoint, or of `step`, on `split`."""
   partition.initialize()
   partition.enable_compilation_cache()
-  exp, params, reader = experiment.restore(workdir, step=step, data_dir=data_dir)
+  exp, params, reader = experiment.restore(workdir, step=step, data_dir=data_dir,
+                                           backbone=backbone)
   name = f"{split}_{reader.step}"
   evaluator = results.make_evaluator(exp, split)
   report = results.evaluate(exp, evaluator, params, workdir, write=partition.is_first(),
@@ -32,7 +33,8 @@ def evaluate(workdir, *, step=None, split="test", data_dir=None):
 def main(argv):
   del argv
   cli.require(FLAGS, "workdir")
-  report = evaluate(FLAGS.workdir, step=FLAGS.step, split=FLAGS.split, data_dir=FLAGS.data_dir)
+  report = evaluate(FLAGS.workdir, step=FLAGS.step, split=FLAGS.split, data_dir=FLAGS.data_dir,
+                    backbone=FLAGS.backbone)
   print(f"step {report['run']['step']}, {FLAGS.split} split of {report['data']['name']}")
   print(results.summary(report, FLAGS.split))
 
@@ -42,4 +44,5 @@ if __name__ == "__main__":
   flags.DEFINE_integer("step", None, "Checkpoint to evaluate; by default the best on validation.")
   flags.DEFINE_enum("split", "test", ["val", "test"], "Held-out interactions to rank.")
   flags.DEFINE_string("data_dir", None, "Where the prepared data are now, if not where they were.")
+  flags.DEFINE_string("backbone", None, "Where the backbone of a task is now, likewise.")
   cli.run(main)

@@ -8,10 +8,19 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from recjax import checkpoint, errors, models, objectives, partition, trees
+from recjax import (
+  checkpoint,
+  errors,
+  models,
+  objectives,
+  partition,
+  task_trees,
+  transfer,
+  trees,
+)
 from recjax import step as step_lib
-from recjax.data import batches, ratings, sequences, vocabulary
-from recjax.evaluators import blocks, metrics, ranking, rating
+from recjax.data import batches, histories, profiles, ratings, sequences, vocabulary
+from recjax.evaluators import blocks, classification, metrics, ranking, rating
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +49,35 @@ class Experiment:
   def _start(self, seed):
     return _init(self.model, jax.random.key(seed), self.model.example_inputs(), self.tables)
 
-  def rows(self):
-    """Returns {vocabulary: checkpoint.Rows} of the model's row tables."""
+  def rows(self, leaves=None):
+    """Returns {vocabulary: checkpoint.Rows} of the model's row tables, or of those in `leaves`."""
     names = vocabulary.row_names(self.data, extra_tokens=self.model.extra_tokens)
-    used = {name for name, _ in self.model.row_tables().values()}
+    used = {name for leaf, (name, _) in self.model.row_tables().items()
+            if leaves is None or leaf in leaves}
     names |= ratings.row_names(self.data, used)
+    names |= profiles.row_names(self.data, self.objective.profile, used)
     return {name: checkpoint.Rows(*names[name]) for name in sorted(used)}
+
+  def carry(self, config, params):
+    """Returns (parameters with what crosses from the source run, the plan, the source's Reader).
+
+    Args:
+      config: `config.transfer`.
+      params: fresh parameters.
+    """
+    if config.mode == "rules":
+      rules = tuple(config.rules)
+    elif (rules := self.model.transfer_rules(config.mode)) is None:
+      raise errors.UserError(f"transfer.mode is {config.mode!r}; there are none, embedding, model, "
+                             "patch and rules")
+    if config.mode != "none" and not rules:
+      raise errors.UserError(f"transfer.mode={config.mode} has nothing to carry: the model has no "
+                             "user embedding and no attributes, or transfer.rules is empty")
+    reader = checkpoint.Reader(config.checkpoint, config.step)
+    plan = transfer.make_plan(
+      params, reader.shapes(), rules, row_tables=self.model.row_tables(),
+      target_rows=self.rows(), source_rows=reader.rows())
+    return transfer.merge(plan, params, reader.params(transfer.sources(plan))), plan, reader
 
   @property
   def room(self):
@@ -77,15 +109,18 @@ class Experiment:
     if self.data.shards is None:
       return make(self.data, max_users=config.max_users,
                   cache_dir=f"{self.config.data_dir}/{self.data.name}/candidates")
-    if self.objective.task == "rating":
-      raise errors.UserError(f"data set {self.data.name!r} is sharded, and ratings are evaluated "
-                             "with all of them in memory; prepare it with --config.shards=0")
+    if self.objective.task != "ranking":
+      raise errors.UserError(f"data set {self.data.name!r} is sharded, and {self.objective.task} "
+                             "is evaluated with all of it in memory; prepare it with "
+                             "--config.shards=0")
     return blocks.Blocks(self.data, make, split=split, max_users=config.max_users,
                          seed=config.candidates_seed)
 
   def _evaluator(self, data, *, cache_dir=None, **common):
     if self.objective.task == "rating":
       return rating.Rating(data, **common)
+    if self.objective.task == "classification":
+      return classification.Classification(data, profile=self.objective.profile, **common)
     return ranking.Ranking(
       data, ks=tuple(self.config.eval.ks), num_negatives=self.config.eval.num_negatives,
       cache_dir=cache_dir, **common)
@@ -95,6 +130,8 @@ class Experiment:
     protocols, names = ranking.PROTOCOLS, metrics.names(self.config.eval.ks)
     if self.objective.task == "rating":
       protocols, names = rating.PROTOCOLS, rating.METRICS
+    if self.objective.task == "classification":
+      protocols, names = classification.PROTOCOLS, classification.METRICS
     return [f"{protocol}/{metric}" for protocol in protocols for metric in names]
 
 
@@ -109,12 +146,14 @@ def build(config):
   if not config.data_dir:
     raise errors.UserError("--config.data_dir is required: the folder that recjax.prepare wrote")
   data = sequences.load(config.data_dir, config.dataset)
+  if history := config.get("history", ""):
+    data = histories.join(data, sequences.load(config.data_dir, history))
   mesh = partition.make_mesh(config.num_devices)
+  objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data),
-                         "facts": ratings.facts(data)})
-  objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items,
-                              known=model.objectives)
+                         "facts": ratings.facts(data) | profiles.facts(data, objective.profile)})
+  objectives.check(config.objective.name, model.objectives)
   tables = batches.attribute_tables(
     data, [(name, width, slots) for name, _, width, slots in model.fields],
     extra_tokens=model.extra_tokens)
@@ -129,13 +168,14 @@ def build(config):
                     predict=step_lib.make_predict(apply_fn, objective, mesh))
 
 
-def restore(workdir, *, step=None, data_dir=None):
+def restore(workdir, *, step=None, data_dir=None, backbone=None):
   """Returns (Experiment, params, Reader) of a run's best checkpoint, or of `step`.
 
   Args:
     workdir: the run's folder.
     step: another checkpoint.
     data_dir: where the prepared data are, if not where the run found them.
+    backbone: where the backbone of a task is, likewise.
   """
   reader = checkpoint.Reader(workdir, step)
   config = ml_collections.ConfigDict(reader.config)
@@ -143,6 +183,8 @@ def restore(workdir, *, step=None, data_dir=None):
   config.num_devices = None  # as many as there are here
   exp = build(config)
   want = trees.flatten(exp.params_shapes())
+  if reader.task_of:  # The others are the backbone's.
+    want = {n: x for n, x in want.items() if n in reader.shapes()}
   if {n: x.shape for n, x in want.items()} != {n: x.shape for n, x in reader.shapes().items()}:
     shapes = lambda leaves: [f"{name} {tuple(x.shape)}" for name, x in leaves.items()]
     difference = trees.describe_difference(shapes(want), shapes(reader.shapes()))
@@ -150,4 +192,10 @@ def restore(workdir, *, step=None, data_dir=None):
       f"{workdir}: the checkpoint does not fit its config and the data in {config.data_dir} "
       f"({difference}); was the data set prepared anew?")
   params = reader.params(sharding=partition.replicated(exp.mesh))
+  if reader.task_of:
+    config.transfer.checkpoint = backbone or config.transfer.checkpoint
+    whole, plan, source = exp.carry(config.transfer, exp.init_params(config.seed))
+    task_trees.check_backbone(workdir, reader.task_of, source.backbone(transfer.sources(plan)))
+    whole = partition.put(whole, partition.replicated(exp.mesh))
+    params = {**trees.flatten(whole), **params}
   return exp, trees.unflatten(params), reader

@@ -12,12 +12,15 @@ import sys
 
 import numpy as np
 
-from recjax import partition
-from recjax.data import batches, proposals, streams
+from recjax import errors, partition
+from recjax.data import batches, profiles, proposals, streams
 
 
 def make(exp):
   """Returns the feed of an Experiment: `Streamed` where its data set has shards."""
+  if exp.data.shards is not None and exp.objective.profile is not None:
+    raise errors.UserError(f"data set {exp.data.name!r} is sharded, and labels of users are "
+                           "learned with all of them in memory; prepare it with --config.shards=0")
   return (Resident if exp.data.shards is None else Streamed)(exp)
 
 
@@ -28,7 +31,8 @@ class Resident:
     objective, longest = exp.objective, exp.model.max_len + exp.objective.extra_columns
     self._sharding = partition.replicated(exp.mesh)
     self._tables = None
-    self._host = batches.resident(exp.data, popularity=objective.popularity,
+    labels = objective.profile and profiles.trained(exp.data, **objective.profile)
+    self._host = batches.resident(exp.data, popularity=objective.popularity, labels=labels,
                                   **_examples(objective, longest))
     self.lengths = np.minimum(self._host["end"] - self._host["begin"], longest)
     self.length, self.examples = int(self.lengths.max()), len(self.lengths)

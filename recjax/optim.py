@@ -46,14 +46,15 @@ def make_schedule(config, *, total_steps, **duration):
   return optax.join_schedules([ramp, main], [warmup])
 
 
-def plan(config, params, *, extra_rules=()):
-  """Returns {leaf name: options} by `extra_rules`, then `config.rules`, then the defaults."""
-  rules = tuple(extra_rules) + tuple((pattern, dict(options)) for pattern, options in config.rules)
+def plan(config, params, *, extra_rules=(), last_rules=()):
+  """Returns {leaf name: options} by `extra_rules`, `config.rules`, `last_rules`, the defaults."""
+  own = tuple((pattern, dict(options)) for pattern, options in config.rules)
+  rules = (*extra_rules, *own, *last_rules)
   for pattern, options in rules:
     if unknown := set(options) - set(OPTIONS):
       raise errors.UserError(f"optim.rules: {pattern!r} sets unknown options {sorted(unknown)}; "
                              f"there are {sorted(OPTIONS)}")
-  matched, rest = trees.match(params, rules, what="optim.rules and transfer.freeze:")
+  matched, rest = trees.match(params, rules, what="optim.rules, transfer.freeze and mode:")
   chosen = {leaf: {**OPTIONS, **options} for leaf, (options, _) in matched.items()}
   return {**chosen, **{leaf: dict(OPTIONS) for leaf in rest}}
 

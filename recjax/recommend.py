@@ -30,11 +30,13 @@ class Recommender:
     workdir: folder of a training run.
     step: another checkpoint than the best.
     data_dir: where the prepared data are, if not where the run found them.
+    backbone: where the backbone of a task is, likewise.
     batch_size: histories scored at once.
   """
 
-  def __init__(self, workdir, *, step=None, data_dir=None, batch_size=256):
-    exp, self._params, _ = experiment.restore(workdir, step=step, data_dir=data_dir)
+  def __init__(self, workdir, *, step=None, data_dir=None, backbone=None, batch_size=256):
+    exp, self._params, _ = experiment.restore(workdir, step=step, data_dir=data_dir,
+                                             backbone=backbone)
     if exp.objective.task != "ranking":
       raise errors.UserError(f"{workdir}: this run predicts ratings; it does not rank items")
     devices = exp.mesh.devices.size
@@ -135,7 +137,8 @@ def main(argv):
   if not (folder.is_dir() and os.access(folder, os.W_OK)):
     raise errors.UserError(f"--output {FLAGS.output}: {folder} is no folder to write in")
   partition.enable_compilation_cache()
-  recommender = Recommender(FLAGS.workdir, step=FLAGS.step, data_dir=FLAGS.data_dir)
+  recommender = Recommender(FLAGS.workdir, step=FLAGS.step, data_dir=FLAGS.data_dir,
+                            backbone=FLAGS.backbone)
   items, scores, unknown = recommender.recommend(histories, users=users, k=FLAGS.k)
   record.write_text(FLAGS.output, "".join(
     json.dumps({"user": user, "items": ids, "scores": values}) + "\n"
@@ -153,4 +156,5 @@ if __name__ == "__main__":
   flags.DEFINE_integer("k", 10, "Items to recommend.")
   flags.DEFINE_integer("step", None, "Checkpoint to use; by default the best on validation.")
   flags.DEFINE_string("data_dir", None, "Where the prepared data are now, if not where they were.")
+  flags.DEFINE_string("backbone", None, "Where the backbone of a task is now, likewise.")
   cli.run(main)

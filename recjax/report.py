@@ -285,7 +285,8 @@ def _cost(runs):
   kind = first["speed"].get("device_kind") or first["speed"].get("platform") or "device"
   return {"seeds": [run.seed for run in runs], "data": first["data"]["name"],
           "devices": f"{first['speed'].get('devices')} x {kind}",
-          "parameters": first["run"].get("parameters"),
+          **{key: first["run"].get(key)
+             for key in ("parameters", "trained_parameters", "trained_bytes")},
           **{key: mean("run", key) for key in ("steps", "best_step")},
           **{key: mean("speed", key) for key in speeds}}
 

@@ -141,6 +141,7 @@ def evaluate(exp, evaluator, params, workdir, *, write, split="test", name=None)
     "data": {**exp.data.identity(), **{key: manifest.get(key) for key in keys}},
     "context": first, split: means[first], "contexts": means, "references": list(references),
     **{reference: theirs.means()[first] for reference, theirs in references.items()},
+    **({} if exp.objective.profile is None else {"profile": evaluator.facts()}),
     "slices": slices.summarize({split: found, **references}, first, lengths, counts,
                                np.asarray(exp.data.in_domain))}
 

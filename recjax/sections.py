@@ -53,6 +53,14 @@ def markdown(report, images=()):
   return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _trained(run):
+  """Returns the cells of what a run trains: its share of the parameters, and its size."""
+  part, whole, size = (run.get(key) for key in (
+    "trained_parameters", "parameters", "trained_bytes"))
+  return (tables.EMPTY if part is None or not whole else f"{100 * part / whole:.1f} %",
+          tables.EMPTY if size is None else f"{size / 1024:,.0f}")
+
+
 def _contexts(report):
   found = dict.fromkeys(c for row in report["rows"] for c in row["results"])
   return sorted(found, key=lambda c: c != report["context"])
@@ -150,8 +158,10 @@ def _what_ran(report):
       f"{d['mean_train_length']:.2f}" if d.get("mean_train_length") is not None else tables.EMPTY]
      for name, d in sorted(report["data"].items())])
   runs = tables.table(
-    ["run", "data set", "seeds", "parameters", "steps", "best step", "examples/s", "time per run"],
+    ["run", "data set", "seeds", "parameters", "trained", "its KiB", "steps", "best step",
+     "examples/s", "time per run"],
     [[name, r["data"], " ".join(map(str, r["seeds"])), tables.count(r["parameters"]),
+      *_trained(r),
       *(f"{r[k]:,.0f}" for k in ("steps", "best_step", "examples_per_s")),
       tables.duration(r["wall_s"])] for name, r in report["runs"].items()])
   devices = ", ".join(sorted({r["devices"] for r in report["runs"].values()}))

@@ -8,6 +8,7 @@ SURVEY_PROTOCOL = "uniform100_global"
 EMPTY = "–"
 _NAMES = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit": "hit", "dcg": "DCG",
           "rr": "reciprocal rank", "rmse": "RMSE", "mae": "MAE", "mse": "MSE",
+          "accuracy": "accuracy", "macro_f1": "macro F1",
           "user_rmse": "RMSE per user", "user_mae": "MAE per user"}
 
 

@@ -30,6 +30,7 @@ from recjax import (
   partition,
   record,
   results,
+  task_trees,
   transfer,
   trees,
 )
@@ -147,26 +148,29 @@ def run(config, workdir, setting, clock):
     results.check_same_config(workdir, config)
   params = setting.init_params(config.seed)
   tx, schedule, trainable = setting.make_optimizer(config, params)
-  crossing = None
+  crossing = task = None
   if config.transfer.mode != "none" and not config.transfer.checkpoint:
     raise errors.UserError(f"transfer.mode={config.transfer.mode} needs transfer.checkpoint, the "
                            "--workdir of the source run")
-  if config.transfer.checkpoint and not resuming:
+  if config.transfer.checkpoint and (not resuming or config.transfer.get("task_tree")):
     params, crossing = transfer_from(config.transfer, params, exp, trainable)
+  if config.transfer.get("task_tree"):
+    task = task_of(crossing)
   train_steps = setting.make_steps(tx, trainable)
 
   # From here on the run writes: what a user can get wrong was checked above.
   results.start(workdir, config, crossing, resuming=resuming, write=partition.is_first())
-  checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
+  checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, task=task)
   everywhere = partition.replicated(exp.mesh)
   state, progress = state_lib.create(params, tx, config.seed), Progress()
-  origin = {"rows": exp.rows(), "data": exp.data.identity()}
+  origin = {"rows": exp.rows(task and task.leaves), "data": exp.data.identity()}
   stored_config = results.plain(config)
   found = None
   if resuming:
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
-    found = checkpoints.restore_latest(abstract, **origin, report=record.warn)
+    frozen = task and trees.flatten(partition.put(params, everywhere))
+    found = checkpoints.restore_latest(abstract, **origin, report=record.warn, frozen=frozen)
     if found is None and config.transfer.checkpoint:  # All damaged: start as the first time.
       params, crossing = transfer_from(config.transfer, params, exp, trainable)
       state = state_lib.create(params, tx, config.seed)
@@ -234,11 +238,11 @@ def run(config, workdir, setting, clock):
     best = checkpoints.restore_params(progress.best_step, state.params)
   with clock.measure("evaluate"):
     report = results.evaluate(exp, setting.test, best, workdir, write=partition.is_first())
+  trained = {leaf: x for leaf, x in trees.flatten(params).items() if trainable[leaf]}
   report["run"].update(
     steps=step, total_steps=total_steps, best_step=progress.best_step or step,
     best_validation=progress.best_value, stopped=progress.stopped, parameters=trees.count(params),
-    trained_parameters=sum(int(np.prod(x.shape)) for leaf, x in trees.flatten(params).items()
-                           if trainable[leaf]))
+    trained_parameters=trees.count(trained), trained_bytes=trees.nbytes(trained))
   facts = yield
   report["speed"] = speed(exp, clock, examples=progress.examples, train_s=progress.train_s) | facts
   for context, table in report["contexts"].items():
@@ -291,23 +295,26 @@ def transfer_from(config, params, exp, trainable):
     exp: the target's Experiment.
     trainable: {leaf name: bool}, for the report.
   """
-  if config.mode == "rules":
-    rules = tuple(config.rules)
-  elif (rules := exp.model.transfer_rules(config.mode)) is None:
-    raise errors.UserError(
-      f"transfer.mode is {config.mode!r}; there are none, embedding, model and rules")
-  if config.mode != "none" and not rules:
-    raise errors.UserError(f"transfer.mode={config.mode} has nothing to carry: the model has no "
-                           "user embedding and no attributes, or transfer.rules is empty")
-  reader = checkpoint.Reader(config.checkpoint, config.step)
-  plan = transfer.make_plan(
-    params, reader.shapes(), rules, row_tables=exp.model.row_tables(), target_rows=exp.rows(),
-    source_rows=reader.rows())
-  merged = transfer.merge(plan, params, reader.params(transfer.sources(plan)))
+  merged, plan, reader = exp.carry(config, params)
   report = {"source": config.checkpoint, "source_step": reader.step, "mode": config.mode,
+            "backbone": reader.backbone(transfer.sources(plan)),
             "leaves": [dict(entry.describe(), trainable=trainable[entry.target]) for entry in plan],
             "table": transfer.describe(plan, trainable)}
   return merged, report
+
+
+def task_of(crossing):
+  """Returns the `task_trees.Task` of a run that saves what it trains and names what it took.
+
+  Args:
+    crossing: of `transfer_from`; None, as there is no source, is a UserError.
+  """
+  if crossing is None:
+    raise errors.UserError("transfer.task_tree=True leaves frozen parameters to a backbone; set "
+                           "transfer.checkpoint to the --workdir of the run that trained it")
+  own = {leaf["target"] for leaf in crossing["leaves"]
+         if leaf["trainable"] or leaf["source"] == "fresh"}
+  return task_trees.Task(frozenset(own), crossing["backbone"])
 
 
 def announce(recorder, exp, params, trainable, crossing, step):

@@ -5,12 +5,14 @@ everything but `train`), and every module has a row: the most exact one that fit
 
     errors catalog                      nothing
     trees spec clock                    errors
+    digests                             trees
     record                              errors clock
     cli                                 errors
     state                               errors trees
     step                                errors trees state optim partition
     sparse                              errors trees step
-    transfer partition checkpoint       errors trees
+    transfer partition task_trees       errors trees
+    checkpoint                          errors trees digests task_trees
     optim                               errors trees spec
     statistics slices                   errors
     tables comparisons                  errors statistics slices evaluators.metrics
@@ -21,10 +23,10 @@ everything but `train`), and every module has a row: the most exact one that fit
     report                              errors record evaluators.metrics and all of the above
     study_plan                          errors spec report results data.sequences
     results                             errors trees record slices data.* evaluators.*
-    experiment                          errors trees state step partition checkpoint
-                                        models.* objectives.* data.* evaluators.*
+    experiment                          errors trees state step partition checkpoint transfer
+                                        task_trees models.* objectives.* data.* evaluators.*
     models/ (one paper a file)          errors catalog models.layers models.columns
-                                        models.transformer;
+                                        models.patches models.transformer;
                                         models/__init__: models.*
     objectives/                         errors catalog objectives.*
     data/                               errors spec data.*
@@ -68,16 +70,19 @@ MAY_IMPORT = {
   "state": {"errors", "trees"},
   "step": {"errors", "trees", "state", "optim", "partition"},
   "sparse": {"errors", "trees", "step"},
-  **dict.fromkeys(("transfer", "partition", "checkpoint"), {"errors", "trees"}),
+  **dict.fromkeys(("transfer", "partition", "task_trees"), {"errors", "trees"}),
+  "digests": {"trees"},
+  "checkpoint": {"errors", "trees", "digests", "task_trees"},
   "optim": {"errors", "trees", "spec"},
   "report": {"errors", "record", "slices", "statistics", "comparisons", "claims", "tables",
              "sections", "plots", "evaluators.metrics"},
   "study_plan": {"errors", "spec", "report", "results", "data.sequences"},
   "results": {"errors", "trees", "record", "slices", "data.*", "evaluators.*"},
-  "experiment": {"errors", "trees", "state", "step", "partition", "checkpoint", "models.*",
-                 "objectives.*", "data.*", "evaluators.*"},
+  "experiment": {"errors", "trees", "state", "step", "partition", "checkpoint", "transfer",
+                 "task_trees", "models.*", "objectives.*", "data.*", "evaluators.*"},
   "models.__init__": {"errors", "models.*"},
-  "models.*": {"errors", "catalog", "models.layers", "models.columns", "models.transformer"},
+  "models.*": {"errors", "catalog", "models.layers", "models.columns", "models.patches",
+               "models.transformer"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
   "evaluators.*": {"errors", "catalog", "data.*", "evaluators.*"},

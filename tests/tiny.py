@@ -54,6 +54,8 @@ def _write(data_dir, name, users, items, genres, domain, rng, *, longest):
   rows = np.concatenate(histories).astype(np.int32)
   values = np.concatenate([np.zeros((1, 2), np.int64), genres]).astype(np.int32)
   feature = sequences.Feature(values, np.array([b""] + [b"g%d" % g for g in range(1, GENRES + 1)]))
+  group = [0] + [int(user[1:]) % 3 for user in users]  # 0: unknown
+  profile = sequences.Feature(np.array(group, np.int32), np.array([b"", b"even", b"odd"]))
   manifest = dict(
     name=name, title=f"tiny {name}", generated=True, users=len(users), items=len(pool),
     interactions=len(rows), items_with_metadata=ITEMS, evaluated_users=len(users),
@@ -63,7 +65,7 @@ def _write(data_dir, name, users, items, genres, domain, rng, *, longest):
     manifest=manifest, user_ids=np.array([b"", *users]), item_ids=np.array([b"", *items]),
     in_domain=in_domain, offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     items=rows, times=np.arange(len(rows)), splits=splits.astype(np.int32),
-    features={"genre": feature}))
+    features={"genre": feature}, profiles={"group": profile}))
 
 
 @functools.cache

@@ -2,8 +2,8 @@
 
   python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=DIR --data_dir=DIR
 
-RAW_DIR holds `ml-1m/` (ratings.dat and movies.dat, plain or .gz), or those files themselves, or
-`ml-1m.zip`; with --config.download=true the zip is fetched into it (5.9 MB). Takes 3 seconds.
+RAW_DIR holds `ml-1m/` (ratings.dat, movies.dat and, for what users are, users.dat, plain or .gz),
+or those files themselves, or `ml-1m.zip`; with --config.download=true the zip is fetched into it (5.9 MB). Takes 3 seconds.
 
 A movie is in the target domain iff its first-listed genre is one of eight. Interactions are sorted
 by (time, row of ratings.dat). What to expect (the build fails otherwise; --config.check=false
@@ -32,6 +32,8 @@ Movies have the feature `genre` and, for each table of `metadata` found below RA
   imdb    imdb_director (1,099, 638)  imdb_actor (1,099, 1,796)      IMDB-5000, by title and year
   omdb    director (3,695, 2,033)  writer (3,630, 5,141)  actor (3,698, 7,512)
   survey  survey_director (1,987, 1,148)  survey_actor (1,987, 4,080)  anonymous numbers
+
+Users have the attributes gender (2 values), age (7 groups) and occupation (21), of users.dat.
 
 The manifests' `items_with_metadata` counts the movies with any feature but genre. With the survey's
 table alone it is 1,987 for ml1m and 1,381 for ml1m_src as in Table 1, but 606 for ml1m_tgt (594

@@ -37,6 +37,10 @@ def get_config(arg=None):
   config.item_columns = dict(item="item", title="title")
   config.features = ()  # names of columns; empty for all
 
+  # Optional table of users; each column but their ids is an attribute, one label a user.
+  config.users = ""
+  config.user_column = "user"
+
   # Fields of recjax.data.splits.Rule, for the whole and for each domain. `domain_splits` maps a
   # domain to fields of its own, for example {"books": dict(keep_last=15, val=2, test=3,
   # min_interactions=5, min_full=7)}.

@@ -18,7 +18,8 @@ ROUNDS = 8
 WINDOWS = ("last", "prefix", "random")
 
 
-def resident(data, *, split="train", min_length=1, slide=None, columns=(), popularity=None):
+def resident(data, *, split="train", min_length=1, slide=None, columns=(), popularity=None,
+             labels=None):
   """Returns the host arrays that batches are sampled from.
 
   Args:
@@ -28,15 +29,21 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=(), popul
     slide: every window of so many items is an example (a shorter user gives one). None: every user
       is one, whole.
     columns: "ratings" adds what users gave, "seen" which items of the pool they own in `split` (see
-      `objectives.negatives`); with "global" the pool is all items, those of other domains included.
+      `objectives.negatives`), "targets" what they own in "targets" (see `histories`); with "global"
+      the pool is all items, those of other domains included.
     popularity: adds the tables of `proposals.popularity`, with this power of an item's count.
+    labels: int32 [U + 1], adds a label of every user; those without one (0) are left out.
 
   Returns:
     {"items" int32 [R], "users" int32 [n], "begin" and "end" [n] rows of each example, "pool" int32
     [M] the domain's item ids}; "ratings" float32 [R]; "seen_gaps" int32 [R' + 1], "seen_begin" and
-    "seen_end" [U + 1]. Row numbers are int32 while they fit.
+    "seen_end" [U + 1]; "targets_begin" and "targets_end" [U + 1]; "labels" [U + 1]. Row numbers are
+    int32 while they fit.
   """
-  users, begin, end = examples(*data.span(split), min_length=min_length, slide=slide)
+  begin, end = data.span(split)
+  if labels is not None:
+    end = np.where(labels > 0, end, begin)
+  users, begin, end = examples(begin, end, min_length=min_length, slide=slide)
   if not len(users):
     raise errors.UserError(f"data set {data.name!r}: no user has {min_length} {split} interactions")
   if len(data.items) >= 2**31:
@@ -51,6 +58,14 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=(), popul
     arrays["ratings"] = np.asarray(data.ratings, np.float32)
   if "seen" in columns:
     arrays |= _seen(data, split, arrays["pool"])
+  if "targets" in columns:
+    if "targets" not in data.parts:
+      raise errors.UserError(f"data set {data.name!r} has no history before it; set config.history "
+                             "to the data set that users are known from")
+    for name, edge in zip(("targets_begin", "targets_end"), data.span("targets"), strict=True):
+      arrays[name] = edge.astype(np.int32)
+  if labels is not None:
+    arrays["labels"] = labels
   if popularity is not None:
     arrays |= proposals.popularity(data.item_counts(split), arrays["pool"], popularity)
   return arrays

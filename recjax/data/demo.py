@@ -10,6 +10,7 @@ The process, all of it seeded:
              popularity b_i ~ N(0, 0.6). Every item is of one domain
   choice     step by step, without repetition, from softmax over the items not yet chosen of
              4.5 p_u.q_i + 1.5 q_prev.q_i + b_i: taste, then the item before, then popularity
+  labels     of a user, `taste`: the first of their two genres
   ratings    1..5: round(2.4 + 2 p_u.q_i + 0.8 noise), clipped
   times      a user's source history starts on some day of a year, gaps are exponential (mean 6 h);
              the target history starts after the first half of the source history
@@ -54,7 +55,7 @@ class Generated:
 
 
 def generate(*, seed, users, source_items, target_items, creators, dim, both):
-  """Returns (reader, `metadata.Items`) of the process that the module's docstring describes.
+  """Returns (reader, `metadata.Items`, {attribute: {user: value}}) of the docstring's process.
 
   Args:
     seed: of everything.
@@ -103,10 +104,12 @@ def generate(*, seed, users, source_items, target_items, creators, dim, both):
   who, item, time, rating, domain = map(np.concatenate, zip(*columns, strict=True))
   order = np.lexsort((item, time))  # As a log would have it.
   text = lambda values: pa.array(values[order].tolist(), pa.string())
-  user = np.array([f"u{u + 1:04d}" for u in range(users)])[who]
+  names = [f"u{u + 1:04d}" for u in range(users)]
+  user = np.array(names)[who]
   block = readers.Block(text(user), text(item), time[order], rating[order], text(domain))
   fields = {"genre": genres, "creator": authors}
-  return Generated(block), metadata.Items(fields, titles, complete=True)
+  labels = {"taste": {name: GENRES[kind] for name, kind in zip(names, first, strict=True)}}
+  return Generated(block), metadata.Items(fields, titles, complete=True), labels
 
 
 def _choose(rng, taste, vectors, popularity, lengths):

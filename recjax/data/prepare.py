@@ -13,7 +13,7 @@ import tempfile
 import numpy as np
 
 from recjax import errors
-from recjax.data import columns, metadata, sequences, sources, splits
+from recjax.data import columns, metadata, sequences, sources, splits, user_tables
 from recjax.data import shards as shards_lib
 
 TABLE = (("data set", "name"), ("users", "users"), ("items", "items"),
@@ -44,7 +44,7 @@ def prepare(config, *, raw_dir, data_dir, log=print):
   source = sources.open_source(config, raw_dir)
   with scratch_folder(data_dir) as scratch:
     table, rules = _gather(source, scratch)
-    shared = shared_arrays(table, source.items)
+    shared = shared_arrays(table, source.items, source.users)
     check_folders(data_dir, rules)
     manifests = {}
     for name, rule in rules.items():
@@ -130,8 +130,10 @@ def _repeat_message(source, raw, vocabularies, repeat):
           f"(user {name('user', user)!r}, item {name('item', item)!r})")
 
 
-def shared_arrays(table, facts):
+def shared_arrays(table, facts, users=None):
   """Returns (Dataset fields that all data sets share, extra arrays, bool [N + 1] has metadata).
+
+  `users` is {attribute: {user: value}}.
 
   An item has metadata if any feature beside those of the list of items (MovieLens' genre) has a
   value for it; where there are no others, those count.
@@ -147,7 +149,9 @@ def shared_arrays(table, facts):
   if facts and facts.titles:
     extras["item_titles"] = metadata.title_array(facts.titles, table.items)
   ids = {"user_ids": metadata.id_array(table.users), "item_ids": metadata.id_array(table.items)}
-  return {**ids, "features": features, "first_seen": table.first_seen}, extras, described
+  profiles = user_tables.encode(users or {}, table.users)
+  fields = {"features": features, "profiles": profiles, "first_seen": table.first_seen}
+  return {**ids, **fields}, extras, described
 
 
 def _covered(feature):

@@ -82,8 +82,8 @@ def extra_tables(data, other):
     "extra_items" int32 [R], "extra_ratings" float32 [R]}, most recent last.
   """
   users, items, values = train_rows(other)
-  users = _find(other.user_ids, data.user_ids)[users]
-  items = _find(other.item_ids, data.item_ids)[items]
+  users = find(other.user_ids, data.user_ids)[users]
+  items = find(other.item_ids, data.item_ids)[items]
   keep = (users > 0) & (items > 0) & ~np.asarray(data.in_domain)[items]
   if not keep.any():
     raise errors.UserError(f"model.extra_ratings: no user of {data.name!r} has rated an item of "
@@ -95,7 +95,7 @@ def extra_tables(data, other):
           "extra_ratings": values[order]}
 
 
-def _find(theirs, ours):
+def find(theirs, ours):
   """Returns int64 [len(theirs)]: the row of each name in `ours`, 0 where it is unknown."""
   width = max(np.asarray(theirs).dtype.itemsize, np.asarray(ours).dtype.itemsize)
   theirs, ours = np.asarray(theirs).astype(f"S{width}"), np.asarray(ours).astype(f"S{width}")

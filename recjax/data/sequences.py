@@ -17,6 +17,8 @@ interactions (both vocabularies start at 1; 0 is padding and belongs to nobody):
     feature_NAME.npy      int32 [N + 1, S]  attribute ids of each item, 0 = no further value
     feature_NAME_ids.npy  bytes [K + 1]     external attribute ids, row 0 empty
     item_counts.npy  int64 [3, N + 1]    with shards only: how often each item occurs in each split
+    user_NAME.npy         int32 [U + 1]  optional; an attribute (label) of each user, 0 = unknown
+    user_NAME_ids.npy     bytes [L + 1]  external labels, row 0 empty
 
 Users too short to be split keep their rows and own three empty ranges. Where the manifest lists
 "shards", items, times and ratings are in Parquet files that are read on demand (see `shards`).
@@ -35,13 +37,17 @@ from recjax.data import shards as shards_lib
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
+PARTS = (*SPLITS, "targets")  # the last with a history alone, see `histories`
 IDENTITY = ("name", "version", "raw_sha256", "interactions", "split")  # manifest keys
 ARRAYS = ("user_ids", "item_ids", "in_domain", "offsets", "items", "times", "splits")
 
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-  """One categorical attribute of items: `values` [N + 1, S] into `ids` [K + 1]; 0 is no value."""
+  """One categorical attribute of items: `values` [N + 1, S] into `ids` [K + 1]; 0 is no value.
+
+  Or one of users, with `values` [U + 1].
+  """
   values: np.ndarray
   ids: np.ndarray
 
@@ -61,6 +67,7 @@ class Dataset:
   features: dict = dataclasses.field(default_factory=dict)
   first_seen: np.ndarray | None = None
   counts: np.ndarray | None = None  # int64 [3, N + 1]: of `item_counts`, where known beforehand
+  profiles: dict = dataclasses.field(default_factory=dict)  # {attribute: Feature of users}
 
   @property
   def shards(self):
@@ -85,9 +92,14 @@ class Dataset:
     """Returns what tells this data set from another of the same name, as a JSON-able dict."""
     return {key: self.manifest.get(key) for key in IDENTITY}
 
+  @property
+  def parts(self):
+    """Returns the names that `span` knows."""
+    return PARTS[:self.splits.shape[1]]
+
   def span(self, split):
     """Returns (begin, end) int64 [U + 1]: the absolute rows of every user in `split`."""
-    part = self.splits[:, SPLITS.index(split)].astype(np.int64)
+    part = self.splits[:, PARTS.index(split)].astype(np.int64)
     start = np.asarray(self.offsets[:-1])
     return start + part[:, 0], start + part[:, 1]
 
@@ -181,8 +193,10 @@ def load(data_dir, name):
     arrays = {stem: read(stem) for stem in ARRAYS} | {"ratings": there("ratings")}
   features = {field: Feature(read(f"feature_{field}"), read(f"feature_{field}_ids"))
               for field in manifest.get("features", ())}
+  profiles = {name: Feature(read(f"user_{name}"), read(f"user_{name}_ids"))
+              for name in manifest.get("profiles", ())}
   data = Dataset(manifest=manifest, features=features, first_seen=there("item_first_seen"),
-                 **arrays)
+                 profiles=profiles, **arrays)
   _check_shapes(data, folder)
   return data
 
@@ -234,12 +248,16 @@ def write(draft, data, *, extras=None):
     arrays["item_counts"] = data.counts
   for field, feature in data.features.items():
     arrays[f"feature_{field}"], arrays[f"feature_{field}_ids"] = feature.values, feature.ids
+  for name, profile in data.profiles.items():
+    arrays[f"user_{name}"], arrays[f"user_{name}_ids"] = profile.values, profile.ids
   for stem, array in {**arrays, **(extras or {})}.items():
     path = draft / f"{stem}.npy"
     mapped = isinstance(array, np.memmap) and pathlib.Path(array.filename) == path.resolve()
     if not mapped and not isinstance(array, shards_lib.Rows):
       np.save(path, array, allow_pickle=False)
   manifest = dict(data.manifest, version=VERSION, features=sorted(data.features))
+  if data.profiles:
+    manifest["profiles"] = sorted(data.profiles)
   (draft / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
   return manifest
 
@@ -268,6 +286,7 @@ def _check_shapes(data, folder):
            and (data.ratings is None or data.ratings.shape == (rows,))
            and (data.first_seen is None or data.first_seen.shape == (items + 1,))
            and (data.counts is None or data.counts.shape == (3, items + 1))
-           and all(f.values.shape[0] == items + 1 for f in data.features.values()))
+           and all(f.values.shape[0] == items + 1 for f in data.features.values())
+           and all(p.values.shape == (users + 1,) for p in data.profiles.values()))
   if not right:
     raise errors.UserError(f"{folder}: the arrays do not fit together; prepare the data again")

@@ -6,7 +6,15 @@ import pathlib
 import re
 
 from recjax import errors
-from recjax.data import demo, download, metadata, movie_metadata, readers, sequence_text
+from recjax.data import (
+  demo,
+  download,
+  metadata,
+  movie_metadata,
+  readers,
+  sequence_text,
+  user_tables,
+)
 
 MAX_DOMAINS = 64  # more are a sign that some other column was named
 
@@ -17,6 +25,7 @@ class Source:
   reader: object  # see readers.py
   rules: object  # rules(domains) -> {data set name: fields of a splits.Rule}
   items: metadata.Items | None = None
+  users: dict | None = None  # {attribute: {user: value}}
   repeats: bool = True  # whether one user may choose an item again
   notes: tuple = ()  # lines for who prepares the data
 
@@ -31,25 +40,28 @@ def open_source(config, raw_dir):
 
 
 def _movielens(config, raw_dir):
-  ratings, movies = _movielens_files(config, raw_dir)
+  ratings, movies, users = _movielens_files(config, raw_dir)
   names = ["user", "item", "rating", "time"]
   reader = readers.TextTable(ratings, header=names, columns={n: n for n in names}, separator="::",
                              rating_range=config["rating_range"])
   items = metadata.read_movies(movies, config["domains"])
   fields, notes = movie_metadata.load(config["metadata"], raw_dir, items.titles)
   items = dataclasses.replace(items, fields={**items.fields, **fields})
-  return Source(reader, lambda domains: config["datasets"], items, repeats=False,
-                notes=tuple(notes))
+  if users is None:
+    notes = (*notes, "no users.dat beside the ratings: users have no attributes")
+  return Source(reader, lambda domains: config["datasets"], items,
+                users and user_tables.read_movielens(users), repeats=False, notes=tuple(notes))
 
 
 def _movielens_files(config, raw_dir):
-  """Returns the (ratings, movies) `Raw`s of the first place that has ratings."""
-  wanted = ("ratings.dat", "movies.dat")
+  """Returns the (ratings, movies, users or None) `Raw`s of the first place that has ratings."""
+  wanted = ("ratings.dat", "movies.dat", "users.dat")
   for folder in (raw_dir / "ml-1m", raw_dir):
     found = [next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
              for name in wanted]
     if found[0]:
-      return readers.file(found[0]), readers.file(found[1] or folder / wanted[1])
+      return (readers.file(found[0]), readers.file(found[1] or folder / wanted[1]),
+              found[2] and readers.file(found[2]))
   archive = raw_dir / "ml-1m.zip"
   if not archive.is_file():
     if not config["download"]:
@@ -58,10 +70,10 @@ def _movielens_files(config, raw_dir):
         ".gz, or ml-1m.zip); --config.download=true fetches it")
     download.fetch(config["url"], archive, md5=config["md5"], max_bytes=config["max_bytes"])
   members = readers.zip_members(archive)
-  for name in wanted:
+  for name in wanted[:2]:
     if name not in members:
       raise errors.UserError(f"{archive}: has no member {name}")
-  return tuple(members[name] for name in wanted)
+  return tuple(members.get(name) for name in wanted)
 
 
 def _table(config, raw_dir):
@@ -72,7 +84,16 @@ def _table(config, raw_dir):
   if config["items"]:
     items = metadata.read_table(raw_dir / config["items"], features=config["features"],
                                 separator=config["separator"], **config["item_columns"])
-  return Source(reader, lambda domains: table_rules(config, domains), items)
+  return Source(reader, lambda domains: table_rules(config, domains), items,
+                user_attributes(config, raw_dir))
+
+
+def user_attributes(config, raw_dir):
+  """Returns {attribute: {user: value}} of a table's `config.users`, None without one."""
+  if not config["users"]:
+    return None
+  return user_tables.read_table(raw_dir / config["users"], user=config["user_column"],
+                                separator=config["separator"])
 
 
 def table_rules(config, domains):
@@ -111,8 +132,8 @@ def _sequences(config, raw_dir):
 
 
 def _demo(config, raw_dir):
-  reader, items = demo.generate(**config["generate"])
-  return Source(reader, lambda domains: config["datasets"], items, repeats=False)
+  reader, items, users = demo.generate(**config["generate"])
+  return Source(reader, lambda domains: config["datasets"], items, users, repeats=False)
 
 
 def check_names(names):

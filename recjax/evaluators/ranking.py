@@ -70,7 +70,7 @@ class Ranking:
     self._excluded = None
     if "full" in protocols:
       self._excluded = candidates.distinct_items(
-        data, self.users, ("train", "val"), without=(split,))
+        data, self.users, tuple(part for part in data.parts if part != "test"), without=(split,))
     self._negatives = {
       name: candidates.load_or_sample(
         data, self.users, split, "uniform100_global" if name == LEGACY else name,

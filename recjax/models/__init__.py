@@ -12,6 +12,7 @@ objectives prepare, it has
     example_inputs()     inputs that start its parameters
     row_tables()         leaves whose rows stand for named things
     transfer_rules(mode) what a transfer mode carries
+    optim_rules(mode)    rules of `recjax.optim` that it adds, after the config's (optional)
 
 and, where its parameters are computed from the data instead of trained,
 
@@ -27,6 +28,7 @@ from recjax.models import bert4rec_rating
 from recjax.models import caser
 from recjax.models import gru4rec
 from recjax.models import item_knn
+from recjax.models import nextitnet
 from recjax.models import sasrec
 
 MODELS = {
@@ -36,6 +38,7 @@ MODELS = {
   "caser": caser.Caser,
   "gru4rec": gru4rec.GRU4Rec,
   "item_knn": item_knn.ItemKNN,
+  "nextitnet": nextitnet.NextItNet,
   "sasrec": sasrec.SASRec,
 }
 VARIANTS = {
@@ -45,6 +48,7 @@ VARIANTS = {
   "caser": caser.VARIANTS,
   "gru4rec": gru4rec.VARIANTS,
   "item_knn": item_knn.VARIANTS,
+  "nextitnet": nextitnet.VARIANTS,
   "sasrec": sasrec.VARIANTS,
 }
 RESERVED = ("item", "user", "rating", "segment", "layer_norm", "drop")

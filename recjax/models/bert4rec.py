@@ -1,5 +1,6 @@
 """BERT4Rec: a bidirectional transformer over a user's items (Sun et al. 2019)."""
 
+from recjax.models import patches
 from recjax.models import transformer
 
 VARIANTS = {
@@ -22,4 +23,4 @@ VARIANTS = {
 
 class BERT4Rec(transformer.SequenceTransformer):
   """Scores every item at a MASK from the items on both sides of it."""
-  objectives = ("masked_item", "next_item")
+  objectives = ("masked_item", "next_item", *patches.USER_TASKS)

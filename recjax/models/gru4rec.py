@@ -102,6 +102,7 @@ class GRU4Rec(nn.Module):
   initializer: str = "glorot"
   dtype: str = "float32"
   extra_tokens = 0
+  labels, patch = 0, "none"
   objectives = ("causal_next_item",)
   choices = {"output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
              "dtype": ("float32", "bfloat16")}
@@ -155,3 +156,4 @@ class GRU4Rec(nn.Module):
 
   row_tables = transformer.SequenceTransformer.row_tables
   transfer_rules = transformer.SequenceTransformer.transfer_rules
+  optim_rules = transformer.SequenceTransformer.optim_rules

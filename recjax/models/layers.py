@@ -40,7 +40,11 @@ def dense(features, *, initializer, name, fan_in, dtype):
   "torch": kernel and bias U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch.nn.Linear's default.
   "bert": kernel N(0, 0.02) cut at 2 sigma, bias 0 (Devlin et al. 2019).
   "glorot": kernel U(-b, b), b^2 = 6 / (fan_in + features), bias 0 (Glorot & Bengio 2010).
+  "peterrec": kernel N(0, 0.01), bias 0.1 (the softmax of Yuan et al. 2020).
   """
+  if initializer == "peterrec":
+    return nn.Dense(features, kernel_init=nn.initializers.normal(0.01), name=name, dtype=dtype,
+                    bias_init=nn.initializers.constant(0.1))
   if initializer == "torch":
     bound = 1 / math.sqrt(fan_in)
     uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(
@@ -129,7 +133,8 @@ class TiedHead(nn.Module):
     return catalog.read(scores, candidates, readout)
 
 
-def score_items(x, table, *, output, num_items, initializer, dtype, candidates=None, readout=None):
+def score_items(x, table, *, output, num_items, initializer, dtype, labels=0, candidates=None,
+                readout=None):
   """Returns scores of ids 0..N, or what `catalog.read` says, from a head named "head".
 
   Inside a model's compact method only: the head is a submodule of the caller.
@@ -141,9 +146,12 @@ def score_items(x, table, *, output, num_items, initializer, dtype, candidates=N
     num_items: N.
     initializer: of INITIALIZERS.
     dtype: what is computed in.
+    labels: L, if classes 1..L are scored in place of items, by an untied head.
     candidates: see `catalog.read`.
     readout: likewise.
   """
+  if labels:
+    output, num_items = "untied", labels
   common = dict(initializer=initializer, dtype=dtype, name="head")
   if output == "untied":
     return LinearHead(num_items, **common)(x, candidates, readout)

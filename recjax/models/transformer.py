@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from recjax import errors
 from recjax.models import columns
 from recjax.models import layers
+from recjax.models import patches
 
 
 class SequenceEmbed(nn.Module):
@@ -108,26 +109,30 @@ class Attention(nn.Module):
   dropout: float
   initializer: str
   dtype: jnp.dtype
+  patch: patches.Patch = patches.NONE
 
   @nn.compact
   def __call__(self, x, mask, *, source=None, train):
     batch, length, width = x.shape
     assert width % self.heads == 0, f"width {width} does not split into {self.heads} heads"
     project = functools.partial(
-      layers.dense, initializer=self.initializer, fan_in=width, dtype=self.dtype)
+      patches.dense, patch=self.patch, initializer=self.initializer, dtype=self.dtype)
     if source is None:
-      qkv = project(3 * width, name="qkv")(x)
+      qkv = project(x, width, name="qkv", parts=3)
     else:
-      qkv = jnp.concatenate([project(width, name="query")(x), project(width, name="key")(source),
-                             project(width, name="value")(source)], axis=-1)
+      qkv = jnp.concatenate([project(x, width, name="query"), project(source, width, name="key"),
+                             project(source, width, name="value")], axis=-1)
     query, key, value = jnp.moveaxis(
       qkv.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)  # [B, T, H, d]
     scores = jnp.einsum("bthd,bshd->bhts", query, key) / math.sqrt(width // self.heads)
     scores = jnp.where(mask, scores.astype(jnp.float32), layers.MASKED_SCORE)
     weights = nn.softmax(scores).astype(self.dtype)
     weights = layers.Dropout(self.dropout)(weights, train=train)
-    mixed = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(batch, length, width)
-    return project(width, name="out")(mixed) if source is None else mixed
+    mixed = jnp.einsum("bhts,bshd->bthd", weights, value)
+    if self.patch.kind == "prefix":
+      mixed = mixed + patches.Prefix(self.patch.size, self.dtype, name="patch_prefix")(query)
+    mixed = mixed.reshape(batch, length, width)
+    return project(mixed, width, name="out") if source is None else mixed
 
 
 class FeedForward(nn.Module):
@@ -137,14 +142,15 @@ class FeedForward(nn.Module):
   dropout: float
   initializer: str
   dtype: jnp.dtype
+  patch: patches.Patch = patches.NONE
 
   @nn.compact
   def __call__(self, x, *, train):
-    width = x.shape[-1]
-    project = functools.partial(layers.dense, initializer=self.initializer, dtype=self.dtype)
-    hidden = layers.ACTIVATIONS[self.act](project(self.hidden, fan_in=width, name="up")(x))
+    project = functools.partial(
+      patches.dense, patch=self.patch, initializer=self.initializer, dtype=self.dtype)
+    hidden = layers.ACTIVATIONS[self.act](project(x, self.hidden, name="up"))
     hidden = layers.Dropout(self.dropout)(hidden, train=train)
-    return project(width, fan_in=self.hidden, name="down")(hidden)
+    return project(hidden, x.shape[-1], name="down")
 
 
 class Block(nn.Module):
@@ -164,15 +170,20 @@ class Block(nn.Module):
   output_dropout: float = 0.1  # after the whole layer, as the code the survey built on
   initializer: str = "torch"
   dtype: jnp.dtype = jnp.float32
+  patch: patches.Patch = patches.NONE
 
   @nn.compact
   def __call__(self, x, mask, *, train):
-    start = dict(initializer=self.initializer, dtype=self.dtype)
-    attend = lambda y, source=None: Attention(
+    start = dict(initializer=self.initializer, dtype=self.dtype, patch=self.patch)
+    def adapted(name, y):
+      if self.patch.kind != "adapter":
+        return y
+      return y + patches.Bottleneck(self.patch.size, self.dtype, name=f"patch_{name}")(y)
+    attend = lambda y, source=None: adapted("attention", Attention(
       self.heads, self.attention_dropout, **start, name="attention")(
-        y, mask, source=source, train=train)
-    feed = lambda y: FeedForward(self.hidden, self.act, self.hidden_dropout, **start, name="mlp")(
-      y, train=train)
+        y, mask, source=source, train=train))
+    feed = lambda y: adapted("mlp", FeedForward(
+      self.hidden, self.act, self.hidden_dropout, **start, name="mlp")(y, train=train))
     for name, part in (("attention_norm", attend), ("mlp_norm", feed)):
       norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
       drop = layers.Dropout(self.dropout)
@@ -195,6 +206,7 @@ class Encoder(nn.Module):
   block: dict
   causal: bool = False
   final_norm: bool = False
+  patch: patches.Patch = patches.NONE
 
   @nn.compact
   def __call__(self, x, keep, *, train):
@@ -210,7 +222,7 @@ class Encoder(nn.Module):
       mask = mask & jnp.tril(jnp.ones((x.shape[1],) * 2, bool))
     out = {}
     for index in range(self.num_layers):  # A python loop keeps block_i addressable by name.
-      x = Block(**self.block, name=f"block_{index}")(x, mask, train=train)
+      x = Block(**self.block, patch=self.patch, name=f"block_{index}")(x, mask, train=train)
       out[f"block_{index}"] = x
     if self.final_norm:
       x = nn.LayerNorm(epsilon=1e-6, dtype=x.dtype, name="final_norm")(x)
@@ -244,15 +256,20 @@ class SequenceTransformer(nn.Module):
   output: str = "untied"  # untied, tied (bare dot product) or tied_transform
   initializer: str = "torch"
   causal: bool = False
+  labels: int = 0  # classes that are scored in place of items; 0: items
+  patch: str = "none"
+  patch_width: int = 0  # of an adapter, rank of LoRA, number of prefixes; 0: `patches.size`
+  patch_scale: float = 1.0  # of LoRA, its a / r
   dtype: str = "float32"
   layout: str = "auto"  # of activations: rows, or columns, which are faster on a CPU
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
              "output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
-             "dtype": ("float32", "bfloat16"), "layout": ("auto", "rows", "columns")}
+             "patch": patches.TRANSFORMER, "dtype": ("float32", "bfloat16"),
+             "layout": ("auto", "rows", "columns")}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
-               segments=None, train=False):
+               segments=None, pool=False, train=False):
     """Returns (scores of ids 0..N, dict of intermediates).
 
     Args:
@@ -264,6 +281,7 @@ class SequenceTransformer(nn.Module):
       candidates: tuple of int32 [S, C or 1, K], ids to score there; None scores all.
       readout: a function of `catalog.Scores` [S, C], whose answer comes back instead.
       segments: optional int32 [B, T] token types.
+      pool: whether the vectors at a run's `positions` are added up and scored as one, C = 1.
       train: whether dropout is on.
 
     Scores have shape [S, C, N + 1], or [B, T, N + 1] without `positions`; with `candidates` they
@@ -281,24 +299,28 @@ class SequenceTransformer(nn.Module):
       output_dropout=self.dropout * self.output_dropout, **common)
     x = embed(items, users, tables, segments=segments, train=train)
     out = {"embedded": x}
+    patch = patches.Patch(
+      self.patch, patches.size(self.patch, self.patch_width, x.shape[-1]), self.patch_scale)
     encoder = Encoder(self.num_layers, block, causal=self.causal, final_norm=self.final_norm,
-                      name="encoder")
+                      patch=patch, name="encoder")
     if positions is not None and self._in_columns() and not self.is_initializing():
       x = columns.encode(
-        self.variables["params"]["encoder"], x, items > 0, positions, rng=self.make_rng("dropout")
-        if train and self.dropout else None, settings=dict(
+        patches.merge(self.variables["params"]["encoder"], self.patch_scale), x, items > 0,
+        positions, rng=self.make_rng("dropout") if train and self.dropout else None, settings=dict(
           num_layers=self.num_layers, causal=self.causal, final_norm=self.final_norm, block=block))
     else:
       x, out["encoder"] = encoder(x, items > 0, train=train)
       out["encoded"] = x
       if positions is not None:
         x = layers.select(x, positions)
-    return layers.score_items(x, embed.item.embedding, output=self.output,
-                              num_items=self.num_items, candidates=candidates,
-                              readout=readout, **common), out
+    return layers.score_items(x.sum(1, keepdims=True) if pool else x, embed.item.embedding,
+                              output=self.output, num_items=self.num_items, labels=self.labels,
+                              candidates=candidates, readout=readout, **common), out
 
   def _in_columns(self):
-    return self.layout == "columns" or self.layout == "auto" and jax.default_backend() == "cpu"
+    fits = self.patch not in patches.ROWS_ONLY
+    return self.layout == "columns" or (
+      self.layout == "auto" and fits and jax.default_backend() == "cpu")
 
   def check(self):
     """Raises UserError where sizes do not fit together."""
@@ -307,6 +329,9 @@ class SequenceTransformer(nn.Module):
     if width % self.heads:
       raise errors.UserError(f"config.model: the width {width} (item, user and attributes "
                              f"together) does not split into {self.heads} heads")
+    if self.layout == "columns" and self.patch in patches.ROWS_ONLY:
+      raise errors.UserError(f"config.model: patch={self.patch} is not there in columns; set "
+                             "layout=rows or auto")
 
   def example_inputs(self):
     """Returns inputs that start the parameters, as small as can be."""
@@ -316,8 +341,9 @@ class SequenceTransformer(nn.Module):
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     names = layers.embed_rows(self.user_width, self.fields)
-    if self.output == "untied":
-      names.update({"head/scores/kernel": ("output", 1), "head/scores/bias": ("output", 0)})
+    if self.labels or self.output == "untied":
+      scored = "label" if self.labels else "output"
+      names.update({"head/scores/kernel": (scored, 1), "head/scores/bias": (scored, 0)})
     elif self.output == "tied_transform":
       names["head/bias"] = ("item", 0)
     return names
@@ -325,10 +351,24 @@ class SequenceTransformer(nn.Module):
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode (survey, Section 4.3), or None for an unknown mode.
 
-    "embedding" carries user and attribute tables with their positions, "model" all but the head.
+    "embedding" carries user and attribute tables with their positions, "model" and "patch" all but
+    the head and the patches.
     """
     names = ["user"] * bool(self.user_width) + [re.escape(field) for field, *_ in self.fields]
+    if mode in ("model", "patch"):
+      return patches.transfer_rules(self.patch)
     return transfer_rules(mode, names)
+
+  def optim_rules(self, mode):
+    """Returns rules of `recjax.optim` that a transfer mode adds: "patch" freezes the backbone.
+
+    What scores is the task's own and trains: the head, or the item table where that is tied.
+    """
+    if mode != "patch":
+      return ()
+    scores = {"untied": patches.HEAD, "tied": "embed/item/embedding",
+              "tied_transform": f"embed/item/embedding|{patches.HEAD}"}
+    return patches.optim_rules(self.patch, scores["untied" if self.labels else self.output])
 
 
 def transfer_rules(mode, names):

@@ -5,12 +5,13 @@ predicts. The loop and the compiled step know only this of it, for which `object
 defaults:
 
     trains         False: the model is computed from the data, without steps
-    task           "ranking" or "rating": which evaluator judges it
+    task           "ranking", "rating" or "classification": which evaluator judges it
     window         which part of a long sequence is sampled (`batches.WINDOWS`)
     min_length     users with fewer training items are left out
     extra_columns  columns of a sampled window beyond the model's positions
     slide          True: an epoch visits every window of every user, not one of each
-    columns        what `batches.resident` adds: "ratings", "seen", "global"
+    columns        what `batches.resident` adds: "ratings", "seen", "global", "targets"
+    profile        None, or which label of users is learned, as `data.profiles.labels` takes it
     popularity     None, or the power of an item's count that `batches.resident` adds draws for
     prepare(rng, batch, resident)            -> inputs, [B, ...] each
     loss(apply_fn, params, inputs, ...)      -> (sum, weight, metrics)
@@ -36,6 +37,7 @@ from recjax.objectives import next_item
 from recjax.objectives import next_window
 from recjax.objectives import rating
 from recjax.objectives import untrained
+from recjax.objectives import user_task
 
 OBJECTIVES = {
   "autoencode": rating.Autoencode,
@@ -45,25 +47,33 @@ OBJECTIVES = {
   "next_item": next_item.NextItem,
   "next_window": next_window.NextWindow,
   "causal_next_item": next_item.CausalNextItem,
+  "first_item": user_task.FirstItem,
+  "profile": user_task.Profile,
   "untrained": untrained.Untrained,
 }
 
 
-def make(name, *, num_items, known, window=None, **fields):
+def check(name, known):
+  """Raises UserError where a model cannot be trained on the objective of this name."""
+  if name not in known:
+    raise errors.UserError(f"objective.name={name!r} does not fit this model; choose "
+                           f"{' or '.join(known)}")
+
+
+def make(name, *, num_items, known=None, window=None, **fields):
   """Returns the objective of `config.objective`.
 
   Args:
     name: a key of OBJECTIVES.
     num_items: N.
-    known: names of the objectives that the model can be trained on.
+    known: names of the objectives that the model can be trained on; None: that is checked later.
     window: which part of a long sequence is trained on (None: the objective's own choice).
     **fields: {objective name: its fields}; those of other objectives are ignored, so that one
       config serves all.
   """
   cls = errors.choose(OBJECTIVES, name, "objective.name")
-  if name not in known:
-    raise errors.UserError(f"objective.name={name!r} does not fit this model; choose "
-                           f"{' or '.join(known)}")
+  if known is not None:
+    check(name, known)
   if unknown := [key for key in fields if key not in OBJECTIVES]:
     raise errors.UserError(f"config.objective: unknown field {unknown[0]!r}")
   values = dict(fields.get(name) or {})

@@ -9,6 +9,7 @@ class Objective:
   extra_columns = 0  # the sampler's windows have as many columns as the model reads
   slide = False  # one window a user and epoch
   columns = ()
+  profile = None
   popularity = None
   item_inputs = ()
   updates = 1

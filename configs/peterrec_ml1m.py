@@ -1,0 +1,85 @@
+"""PeterRec on MovieLens-1M: one backbone is pre-trained, and every task adds patches to it.
+
+`task=pretrain` trains a backbone on the source domain: NextItNet to predict the next item
+(`backbone=causal`), or GRec to fill in masked ones (`noncausal`). The other tasks tune it, with the
+backbone frozen and bottlenecks of an eighth of its width (2,192 parameters beside the 24,960 of a
+block at width 64) trained with the head:
+
+  items                    a user's source history -> what they choose first in the cold target
+  gender, age, occupation  a user's source history -> a label of users.dat; a tenth of the users
+                           validate, a tenth test, by a hash of their ids
+
+    python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DATA
+    python -m recjax.train --config=configs/peterrec_ml1m.py:size=cpu --workdir=runs/backbone \\
+      --config.data_dir=DATA
+    python -m recjax.train --config=configs/peterrec_ml1m.py:task=gender,size=cpu \\
+      --workdir=runs/gender --config.data_dir=DATA \\
+      --config.transfer.checkpoint=runs/backbone --config.transfer.mode=patch
+
+`patch=serial_two|serial_one|parallel|bias`, or `none`, with which the head alone is trained;
+`transfer.mode=model` tunes everything. `backbone=sasrec|bert4rec` is the survey's transformer
+instead, which takes patch=adapter|lora|bias|prefix|none. All of these tasks use softmax; the
+authors have binary cross-entropy with one negative. Not measured yet at size=full.
+
+Arguments: task, backbone, patch, size=full|cpu.
+"""
+
+from configs import bert4rec_ml1m
+from configs import common
+from configs import sasrec_ml1m
+from recjax import errors
+from recjax import spec
+
+LABELS = ("gender", "age", "occupation")
+BACKBONES = ("causal", "noncausal", "sasrec", "bert4rec")
+
+
+def get_config(arg=None):
+  """Returns the config; see the module's docstring for `arg`."""
+  arg = spec.parse_arg(arg, task="pretrain", backbone="causal", patch="", size="full")
+  errors.choose(dict.fromkeys(("pretrain", "items", *LABELS)), arg.task, "task")
+  errors.choose(dict.fromkeys(BACKBONES), arg.backbone, "backbone")
+  small = errors.choose({"full": False, "cpu": True}, arg.size, "size")
+  if arg.backbone in ("sasrec", "bert4rec"):
+    module = {"sasrec": sasrec_ml1m, "bert4rec": bert4rec_ml1m}[arg.backbone]
+    config = module.get_config(f"data=src,size={arg.size}")
+    config.model.user_width = 0  # Tasks read no user: what they learn must hold for others.
+  else:
+    config = _convolutions(arg.backbone, small)
+  if arg.task != "pretrain":
+    transformer = arg.backbone in ("sasrec", "bert4rec")
+    config.model.patch = arg.patch or ("adapter" if transformer else "serial_two")
+    _tune(config, arg.task, both=arg.backbone == "noncausal")
+  return config
+
+
+def _convolutions(backbone, small):
+  config = common.get_config()
+  config.dataset = "ml1m_src"
+  config.model.update(name="nextitnet",
+                      variant={"causal": "nextitnet", "noncausal": "grec"}[backbone])
+  config.model.dilations = (1, 4) * (2 if small else 4)
+  config.model.update(item_width=32 if small else 64, max_len=50 if small else 100)
+  config.objective.name = {"causal": "causal_next_item", "noncausal": "masked_item"}[backbone]
+  config.objective.masked_item.rate = 0.3
+  config.batch_size = 128
+  config.total_epochs = 30.0 if small else 100.0
+  config.eval.update(every_epochs=5.0, patience=5)
+  return config
+
+
+def _tune(config, task, *, both):
+  ends = "both" if both else "last"
+  config.eval.update(contexts=("train",), patience=5, every_epochs=1.0)
+  config.micro_lengths, config.micro_batch = (), None
+  config.batch_size = 256
+  config.total_epochs = 30.0
+  if task == "items":
+    config.dataset, config.history = "ml1m_tgt", "ml1m_src"
+    config.objective.name = "first_item"
+    config.objective.first_item = dict(ends=ends)
+    config.eval.metric = "full/ndcg@10"
+  else:
+    config.objective.name = "profile"
+    config.objective.profile = dict(attribute=task, ends=ends, val=0.1, test=0.1, split_seed=0)
+    config.eval.update(metric="profile/accuracy", protocols=("profile",))
