@@ -39,6 +39,8 @@ def get_config():
   config.objective = dict(
     name="masked_item",
     window=config_dict.placeholder(str),  # last, random, prefix; None: the objective's own
+    # name="mix": ((objective, weight), ...) on one batch; `evaluate` predicts, "" is the first
+    mix=dict(parts=(), evaluate=""),
     masked_item=dict(rate=0.15, mask_share=0.8, random_share=0.1, **item_loss),
     next_item=dict(item_loss), causal_next_item=dict(item_loss))
 

@@ -149,11 +149,11 @@ def build(config):
   if history := config.get("history", ""):
     data = histories.join(data, sequences.load(config.data_dir, history))
   mesh = partition.make_mesh(config.num_devices)
-  objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items)
+  known = errors.choose(models.MODELS, config.model.name, "model.name").objectives
+  objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items, known=known)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data),
                          "facts": ratings.facts(data) | profiles.facts(data, objective.profile)})
-  objectives.check(config.objective.name, model.objectives)
   tables = batches.attribute_tables(
     data, [(name, width, slots) for name, _, width, slots in model.fields],
     extra_tokens=model.extra_tokens)

@@ -5,11 +5,11 @@ Runs that differ only in numbers share it, and can have their steps taken togeth
 """
 
 import dataclasses
+import functools
 
 import jax
-import numpy as np
 
-from recjax import errors, experiment, objectives, optim, results, sparse, spec
+from recjax import errors, experiment, optim, results, sparse, spec
 from recjax import feed as feed_lib
 from recjax import state as state_lib
 from recjax import step as step_lib
@@ -52,15 +52,20 @@ class Setting:
     if size % (micro * devices):
       raise errors.UserError(f"batch_size={size} must be a multiple of micro_batch={micro} times "
                              f"the {devices} devices")
-    room = lambda lengths: objectives.losses.capacity(
-      *exp.objective.label_statistics(lengths), rows=micro)
-    rooms = {feed.length - exp.objective.extra_columns: room(feed.lengths)}
+    together = exp.objective.rows_together or size
+    if micro % together:
+      raise errors.UserError(
+        f"objective.name={config.objective.name} compares {together} users of a batch with each "
+        f"other, and parts of {micro} (batch_size={size}, {devices} devices) cut them apart; set "
+        "its group to a divisor of the parts, or micro_batch=None and num_devices=1")
+    room = functools.partial(exp.objective.capacity, feed.lengths, rows=micro)
+    rooms = {exp.objective.width(feed.length): room()}
     if shorter := tuple(config.micro_lengths):
-      if not hasattr(exp.objective, "trim"):
+      if exp.objective.trim is None:
         raise errors.UserError(f"micro_lengths: {config.objective.name} has no columns to cut; set "
                                "it to ()")
       widths = {*rooms, *(n for n in shorter if n < max(rooms))}
-      rooms = {n: room(np.array([n + exp.objective.extra_columns])) for n in widths}
+      rooms = {n: room(columns=n) for n in widths}
     rows = sparse.make(config.optim.sparse_rows, model=exp.model, tables=exp.tables,
                        objective=exp.objective)
     return step_lib.make_train_steps(

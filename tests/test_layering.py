@@ -34,7 +34,6 @@ everything but `train`), and every module has a row: the most exact one that fit
     analysis                            errors trees record checkpoint data.sequences
     feed                                errors partition data.*
     setting                             errors spec state step sparse optim results experiment feed
-                                        objectives.*
     cohort_plan trials study_cohorts    no jax: errors, record, report and the like
     train evaluate study cohort recommend prepare  *; study and cohort also train
 
@@ -91,7 +90,7 @@ MAY_IMPORT = {
   **dict.fromkeys(("study", "cohort"), {"*", "train"}),
   "feed": {"errors", "partition", "data.*"},
   "setting": {"errors", "spec", "state", "step", "sparse", "optim", "results", "experiment",
-              "feed", "objectives.*"},
+              "feed"},
   "cohort_plan": {"errors"},
   "trials": {"record", "evaluators.metrics"},
   "study_cohorts": {"errors", "report", "tables", "cohort_plan"},

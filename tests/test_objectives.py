@@ -318,3 +318,18 @@ def test_windows_are_the_objectives_own_unless_set():
   assert [_make(name).window for name in NAMES] == ["last", "prefix", "last"]
   assert _make("masked_item", window="random").window == "random"
   assert _make("next_item", masked_item=dict(rate=0.3)).window == "prefix"  # not its fields
+
+
+@pytest.mark.parametrize("mix, message", [
+  (dict(parts=()), "parts is empty"),
+  (dict(parts=(("masked_item", 1.0), ("masked_item", 1.0))), "names one twice: masked_item"),
+  (dict(parts=(("masked_item", 0.0),)), "masked_item has the weight 0.0; weights are positive"),
+  (dict(parts=("masked_item",)), "each is .name, weight., not 'masked_item'"),
+  (dict(parts=(("masked_item", 1.0), ("next_item", 1.0))),
+   "different windows .masked_item: last, next_item: prefix.*set objective.window"),
+  (dict(parts=(("causal_next_item", 1.0),)), "'causal_next_item' does not fit this model"),
+  (dict(parts=(("masked_item", 1.0),), evaluate="next_item"), "objective.mix.evaluate.*next_item"),
+])
+def test_a_mix_that_cannot_be_is_one_line(mix, message):
+  with pytest.raises(errors.UserError, match=message):
+    objectives.make("mix", num_items=N, known=models.MODELS["bert4rec"].objectives, mix=mix)

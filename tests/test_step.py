@@ -63,26 +63,25 @@ def _apply(params, inputs, rng, positions=None, readout=None, *, rate):
 
 @functools.cache
 def _setup(devices=1, micro_batches=1, cuts=(), rate=0.0, objective="masked_item", window=None,
-           batch_size=B, rules=(), **optim_fields):
+           batch_size=B, rules=(), parts=(), **optim_fields):
   """Returns (start() -> state, train_steps, resident)."""
   mesh = partition.make_mesh(devices)
-  objective = objectives.make(objective, num_items=N, known=(objective,), window=window,
-                              masked_item=dict(rate=0.4))
+  objective = objectives.make(objective, num_items=N, known=("masked_item", "next_item"),
+                              window=window, masked_item=dict(rate=0.4), mix=dict(parts=parts))
   resident = batches.resident(_data())
   lengths = np.minimum(resident["end"] - resident["begin"], T)
   config = ml_collections.ConfigDict({**OPTIM, **optim_fields, "rules": rules})
   plan = optim.plan(config, _params())
   tx = optim.make(config, _params(), schedule=optim.make_schedule(config, total_steps=100),
                   plan=plan)
-  rows, parts = batch_size // micro_batches // devices, micro_batches * devices
+  rows = batch_size // micro_batches // devices
   run = step.make_train_steps(
     apply_fn=functools.partial(_apply, rate=rate), objective=objective, tx=tx, mesh=mesh,
     sample=batches.make_sampler(num_users=USERS, batch_size=batch_size, length=T,
                                 window=objective.window),
     trainable={leaf: not options["freeze"] for leaf, options in plan.items()},
-    micro_batches=parts,
-    rooms={columns: objectives.losses.capacity(
-      *objective.label_statistics(np.array([columns]) if cuts else lengths), rows=rows)
+    micro_batches=micro_batches * devices,
+    rooms={columns: objective.capacity(np.array([columns]) if cuts else lengths, rows=rows)
            for columns in (*cuts, T)})
   everywhere = partition.replicated(mesh)
   start = lambda seed=0: partition.put_state(
@@ -187,6 +186,45 @@ def test_cut_micro_batches_equal_the_whole_batch(devices, parts, cuts):
   _assert_close(whole, cut, 1e-5)
   for name in sums:
     np.testing.assert_allclose(sums[name], cut_sums[name], rtol=1e-5, err_msg=name)
+
+
+# Mixes of objectives.
+
+
+MIX = dict(objective="mix", parts=(("masked_item", 1.0), ("next_item", 0.5)), window="last",
+           momentum=0.0)
+
+
+def test_a_mix_of_one_part_is_that_part():
+  alone, sums = _train(4, window="last", momentum=0.0)
+  mixed, mixed_sums = _train(4, **{**MIX, "parts": MIX["parts"][:1]})
+  _assert_close(alone, mixed, 1e-5)
+  np.testing.assert_allclose(mixed_sums["grad_norm"], sums["grad_norm"], rtol=1e-5)
+  assert mixed_sums["masked_item/weight"] == sums["weight"]
+  np.testing.assert_allclose(mixed_sums["masked_item/loss"], sums["loss"], rtol=1e-5)
+
+
+def test_the_gradient_of_a_mix_is_the_weighted_sum_of_its_parts():
+  together, sums = _train(1, **MIX)
+  moved, losses = {}, {}
+  for name, weight in MIX["parts"]:
+    params, own = _train(1, objective=name, window="last", momentum=0.0)
+    for leaf, x in params.items():
+      moved[leaf] = moved.get(leaf, 0) + weight * (x - _params()[leaf])
+    losses[name] = weight * own["loss"] / own["weight"]
+    assert sums[f"{name}/weight"] == own["weight"]
+    np.testing.assert_allclose(sums[f"{name}/loss"], own["loss"], rtol=1e-5)
+  _assert_close({leaf: _params()[leaf] + x for leaf, x in moved.items()}, together, 1e-4)
+  np.testing.assert_allclose(sums["loss"] / sums["weight"], sum(losses.values()), rtol=1e-5)
+
+
+def test_a_cut_mix_equals_the_whole_batch():
+  # Labels of the masked part are spread unevenly: means over micro-batches would be another loss.
+  whole, sums = _train(4, **MIX)
+  parted, parted_sums = _train(4, **MIX, devices=2, micro_batches=2, cuts=(3,))
+  _assert_close(whole, parted, 1e-5)
+  for name in sums:
+    np.testing.assert_allclose(sums[name], parted_sums[name], rtol=1e-5, err_msg=name)
 
 
 def test_a_part_is_cut_to_the_fewest_columns_that_hold_it():

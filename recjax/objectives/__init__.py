@@ -17,7 +17,12 @@ defaults:
     loss(apply_fn, params, inputs, ...)      -> (sum, weight, metrics)
     item_inputs    inputs that hold all items that the loss reads; () where it reads every item
     item_ids(inputs)                         -> arrays that hold them all (once is enough)
+    labels(inputs)                           -> [B] how many labels each row has
     label_statistics(lengths)                -> (mean, variance, most) labels of a row
+    capacity(lengths, rows=, columns=)       -> what `loss` gets as its capacity
+    rows_together  how many rows, that lie together, the loss compares; None: the whole batch
+    width(length)                            -> columns of inputs from a window of so many
+    trim           None, or (inputs, columns) -> inputs without all but the last columns
     room(max_len)                            -> past items that fit the model
     predict(apply_fn, params, users, ...)    -> scores [B, N + 1], or what `readout` makes of
                                                 them, or ratings
@@ -28,11 +33,13 @@ and, where a step goes on with further updates of the optimizer, of inputs made 
     again(apply_fn, params, inputs, rng)     -> inputs of the next; from before the last
 """
 
+import functools
 import inspect
 
 from recjax import errors
 from recjax.objectives import masked_item
 from recjax.objectives import masked_window
+from recjax.objectives import mix
 from recjax.objectives import next_item
 from recjax.objectives import next_window
 from recjax.objectives import rating
@@ -44,6 +51,7 @@ OBJECTIVES = {
   "masked_rating": rating.MaskedRating,
   "masked_item": masked_item.MaskedItem,
   "masked_window": masked_window.MaskedWindow,
+  "mix": mix.Mix,
   "next_item": next_item.NextItem,
   "next_window": next_window.NextWindow,
   "causal_next_item": next_item.CausalNextItem,
@@ -53,29 +61,43 @@ OBJECTIVES = {
 }
 
 
-def check(name, known):
-  """Raises UserError where a model cannot be trained on the objective of this name."""
-  if name not in known:
-    raise errors.UserError(f"objective.name={name!r} does not fit this model; choose "
-                           f"{' or '.join(known)}")
-
-
-def make(name, *, num_items, known=None, window=None, **fields):
+def make(name, *, num_items, known, window=None, **fields):
   """Returns the objective of `config.objective`.
 
   Args:
-    name: a key of OBJECTIVES.
+    name: a key of OBJECTIVES; "mix" weights and adds several (`objective.mix.parts`).
     num_items: N.
-    known: names of the objectives that the model can be trained on; None: that is checked later.
+    known: names of the objectives that the model can be trained on.
     window: which part of a long sequence is trained on (None: the objective's own choice).
     **fields: {objective name: its fields}; those of other objectives are ignored, so that one
       config serves all.
   """
-  cls = errors.choose(OBJECTIVES, name, "objective.name")
-  if known is not None:
-    check(name, known)
+  errors.choose(OBJECTIVES, name, "objective.name")
   if unknown := [key for key in fields if key not in OBJECTIVES]:
     raise errors.UserError(f"config.objective: unknown field {unknown[0]!r}")
+  build = functools.partial(_one, num_items=num_items, known=known, window=window, fields=fields)
+  if name != "mix":
+    return build(name, what="objective.name")
+  given = dict(fields.get("mix") or {})
+  parts = {}
+  for part in given.get("parts") or ():
+    if len(part) != 2 or isinstance(part, str):
+      raise errors.UserError("objective.mix.parts: each is (name, weight), not "
+                             f"{part!r}")
+    parts[part[0]] = build(part[0], what="objective.mix.parts")
+  return mix.Mix(
+    tuple(mix.Part(part, float(weight), parts[part]) for part, weight in given.get("parts") or ()),
+    evaluate=given.get("evaluate") or next(iter(parts), ""),
+    window=mix.agreed_window(parts))
+
+
+def _one(name, *, what, num_items, known, window, fields):
+  """Returns the objective `name`, which the config's field `what` asks for; see `make`."""
+  if name not in known:
+    errors.choose(OBJECTIVES, name, what)
+    raise errors.UserError(f"{what}={name!r} does not fit this model; choose "
+                           f"{' or '.join(known)}")
+  cls = OBJECTIVES[name]
   values = dict(fields.get(name) or {})
   if window is not None:
     values["window"] = window

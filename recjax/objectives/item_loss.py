@@ -115,6 +115,10 @@ class ItemLoss(objective.Objective):
     out = {**inputs, "negatives": drawn, "offered": jnp.full(rows, len(pool), jnp.int32)}
     return out if self.popularity is None else {**out, "log_q": resident["log_q"][drawn]}
 
+  def labels(self, inputs):
+    """Returns int32 [B]: how many labels each row has."""
+    return jnp.sum(inputs["labels"] > 0, axis=1)
+
   def trim(self, inputs, columns):
     """Returns `inputs` without all but the last columns of [B, T] and [B, T, K]."""
     last = lambda name, x: x[:, -columns:] if name in ("items", "labels") or x.ndim == 3 else x

@@ -55,6 +55,10 @@ class NextWindow(objective.Objective):
     """Returns arrays that hold the items of `item_inputs`."""
     return [inputs[name] for name in self.item_inputs]
 
+  def labels(self, inputs):
+    """Returns int32 [B]: how many targets each row has."""
+    return jnp.sum(inputs["targets"] > 0, axis=1)
+
   def loss(self, apply_fn, params, inputs, *, shards, capacity, rng):
     """Returns (sum, number of targets, {"dropped": 0}).
 

@@ -1,5 +1,10 @@
 """What every objective says of itself, with what most of them say."""
 
+import jax.numpy as jnp
+import numpy as np
+
+from recjax.objectives import losses
+
 
 class Objective:
   """Defaults of the contract that `recjax.objectives` describes."""
@@ -13,6 +18,25 @@ class Objective:
   popularity = None
   item_inputs = ()
   updates = 1
+  trim = None
+  rows_together = 1
+
+  def width(self, length):
+    """Returns how many columns the inputs of windows of `length` columns have."""
+    return length - self.extra_columns
+
+  def labels(self, inputs):
+    """Returns [B]: how many labels each row has; here one where there is anybody."""
+    return jnp.asarray(inputs["users"] > 0, jnp.float32)
+
+  def capacity(self, lengths, *, rows, columns=None):
+    """Returns the room for labels in `rows` rows together, of windows of these lengths.
+
+    With `columns` inputs are cut to so many, which all may be full.
+    """
+    if columns is not None:
+      lengths = np.array([columns + self.extra_columns])
+    return losses.capacity(*self.label_statistics(lengths), rows=rows)
 
   def label_statistics(self, lengths):
     """Returns (mean, variance, most) of the labels in a row: exactly one."""

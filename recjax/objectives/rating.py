@@ -47,6 +47,10 @@ class MaskedRating(objective.Objective):
     seen = {name: inputs[name] for name in ("items", "ratings", "users", "hidden")}
     return squared_error(apply_fn(params, seen, rng), inputs["labels"], inputs["hidden"])
 
+  def labels(self, inputs):
+    """Returns int32 [B]: how many ratings each row hides."""
+    return jnp.sum(inputs["hidden"], axis=1)
+
   def label_statistics(self, lengths):
     """Returns (mean, variance, most) of the labels in a row."""
     mean = self.rate * lengths.mean()
@@ -109,6 +113,10 @@ class Autoencode(objective.Objective):
     rated = inputs["domain"]
     return {"users": inputs["users"], "domain": rated, "rated": rated,
             "dense": jnp.where(rated, found, 0)}
+
+  def labels(self, inputs):
+    """Returns int32 [B]: how many ratings each row has."""
+    return jnp.sum(inputs["items"] > 0, axis=1)
 
   def label_statistics(self, lengths):
     """Returns (mean, variance, most) of the labels in a row: all ratings."""
