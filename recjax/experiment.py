@@ -34,6 +34,7 @@ class Experiment:
   tables: dict  # {field: attribute ids}, and what else the model looks up, on the devices
   apply_fn: object
   predict: object  # (params, users, histories, ...) -> scores, for its caller to jit
+  other: sequences.Dataset | None = None  # of a second domain that is learned with it
 
   def init_params(self, seed):
     """Returns parameters as a nested dict: freshly started ones on the host's default device.
@@ -59,7 +60,7 @@ class Experiment:
     return {name: checkpoint.Rows(*names[name]) for name in sorted(used)}
 
   def carry(self, config, params):
-    """Returns (parameters with what crosses from the source run, the plan, the source's Reader).
+    """Returns (parameters with what crosses from the source runs, the plan, the sources' Readers).
 
     Args:
       config: `config.transfer`.
@@ -69,15 +70,19 @@ class Experiment:
       rules = tuple(config.rules)
     elif (rules := self.model.transfer_rules(config.mode)) is None:
       raise errors.UserError(f"transfer.mode is {config.mode!r}; there are none, embedding, model, "
-                             "patch and rules")
+                             "patch and rules (and fusion for neumf)")
     if config.mode != "none" and not rules:
       raise errors.UserError(f"transfer.mode={config.mode} has nothing to carry: the model has no "
                              "user embedding and no attributes, or transfer.rules is empty")
-    reader = checkpoint.Reader(config.checkpoint, config.step)
-    plan = transfer.make_plan(
+    readers = [checkpoint.Reader(name, config.step) for name in config.checkpoint.split(",")]
+    transfer.check_sources(rules, len(readers))
+    plans = [transfer.make_plan(
       params, reader.shapes(), rules, row_tables=self.model.row_tables(),
-      target_rows=self.rows(), source_rows=reader.rows())
-    return transfer.merge(plan, params, reader.params(transfer.sources(plan))), plan, reader
+      target_rows=self.rows(), source_rows=reader.rows(), run=run)
+      for run, reader in enumerate(readers)]
+    for plan, reader in zip(plans, readers, strict=True):
+      params = transfer.merge(plan, params, reader.params(transfer.sources(plan)))
+    return params, transfer.join(plans), readers
 
   @property
   def room(self):
@@ -123,7 +128,7 @@ class Experiment:
       return classification.Classification(data, profile=self.objective.profile, **common)
     return ranking.Ranking(
       data, ks=tuple(self.config.eval.ks), num_negatives=self.config.eval.num_negatives,
-      cache_dir=cache_dir, **common)
+      cache_dir=cache_dir, costly=getattr(self.model, "costly", False), **common)
 
   def metric_names(self):
     """Returns every "PROTOCOL/METRIC" that `config.eval.metric` may name."""
@@ -161,11 +166,28 @@ def build(config):
     tables |= ratings.item_table(data)
   if other := getattr(model, "extra_ratings", ""):
     tables |= ratings.extra_tables(data, sequences.load(config.data_dir, other))
+  other = None
+  if name := getattr(model, "other", ""):
+    other = _beside(config.data_dir, name, data)
+    tables["companion"] = batches.companions(other)
   tables = jax.tree.map(jnp.asarray, tables)  # of no mesh: steps read them inside `shard_map`, too
   apply_fn = step_lib.make_apply(model, tables)
   return Experiment(config=config, data=data, mesh=mesh, model=model, objective=objective,
-                    tables=tables, apply_fn=apply_fn,
+                    tables=tables, apply_fn=apply_fn, other=other,
                     predict=step_lib.make_predict(apply_fn, objective, mesh))
+
+
+def _beside(data_dir, name, data):
+  """Returns the data set `name`, whose users and items must be those of `data`."""
+  other = sequences.load(data_dir, name)
+  if data.shards is not None or other.shards is not None:
+    raise errors.UserError("model.other: two domains are not learned from shards; prepare the data "
+                           "with --config.shards=0")
+  same = lambda field: np.array_equal(getattr(data, field), getattr(other, field))
+  if not (same("user_ids") and same("item_ids")):
+    raise errors.UserError(f"model.other: {name!r} numbers users and items otherwise than "
+                           f"{data.name!r}; prepare both in one run of recjax.prepare")
+  return other
 
 
 def restore(workdir, *, step=None, data_dir=None, backbone=None):
@@ -194,7 +216,7 @@ def restore(workdir, *, step=None, data_dir=None, backbone=None):
   params = reader.params(sharding=partition.replicated(exp.mesh))
   if reader.task_of:
     config.transfer.checkpoint = backbone or config.transfer.checkpoint
-    whole, plan, source = exp.carry(config.transfer, exp.init_params(config.seed))
+    whole, plan, (source,) = exp.carry(config.transfer, exp.init_params(config.seed))
     task_trees.check_backbone(workdir, reader.task_of, source.backbone(transfer.sources(plan)))
     whole = partition.put(whole, partition.replicated(exp.mesh))
     params = {**trees.flatten(whole), **params}

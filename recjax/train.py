@@ -295,9 +295,11 @@ def transfer_from(config, params, exp, trainable):
     exp: the target's Experiment.
     trainable: {leaf name: bool}, for the report.
   """
-  merged, plan, reader = exp.carry(config, params)
-  report = {"source": config.checkpoint, "source_step": reader.step, "mode": config.mode,
-            "backbone": reader.backbone(transfer.sources(plan)),
+  merged, plan, readers = exp.carry(config, params)
+  steps = [reader.step for reader in readers]
+  report = {"source": config.checkpoint, "source_step": steps[0] if len(steps) == 1 else steps,
+            "mode": config.mode,
+            "backbone": readers[0].backbone(transfer.sources(plan)) if len(steps) == 1 else None,
             "leaves": [dict(entry.describe(), trainable=trainable[entry.target]) for entry in plan],
             "table": transfer.describe(plan, trainable)}
   return merged, report
@@ -307,9 +309,9 @@ def task_of(crossing):
   """Returns the `task_trees.Task` of a run that saves what it trains and names what it took.
 
   Args:
-    crossing: of `transfer_from`; None, as there is no source, is a UserError.
+    crossing: of `transfer_from`; without a source, or with several, a UserError.
   """
-  if crossing is None:
+  if crossing is None or crossing["backbone"] is None:
     raise errors.UserError("transfer.task_tree=True leaves frozen parameters to a backbone; set "
                            "transfer.checkpoint to the --workdir of the run that trained it")
   own = {leaf["target"] for leaf in crossing["leaves"]

@@ -26,7 +26,8 @@ everything but `train`), and every module has a row: the most exact one that fit
     experiment                          errors trees state step partition checkpoint transfer
                                         task_trees models.* objectives.* data.* evaluators.*
     models/ (one paper a file)          errors catalog models.layers models.columns
-                                        models.patches models.transformer;
+                                        models.patches models.pairwise
+                                        models.transformer;
                                         models/__init__: models.*
     objectives/                         errors catalog objectives.*
     data/                               errors spec data.*
@@ -81,7 +82,7 @@ MAY_IMPORT = {
                  "task_trees", "models.*", "objectives.*", "data.*", "evaluators.*"},
   "models.__init__": {"errors", "models.*"},
   "models.*": {"errors", "catalog", "models.layers", "models.columns", "models.patches",
-               "models.transformer"},
+               "models.pairwise", "models.transformer"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
   "evaluators.*": {"errors", "catalog", "data.*", "evaluators.*"},

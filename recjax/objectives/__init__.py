@@ -37,11 +37,13 @@ import functools
 import inspect
 
 from recjax import errors
+from recjax.objectives import cross_pair
 from recjax.objectives import masked_item
 from recjax.objectives import masked_window
 from recjax.objectives import mix
 from recjax.objectives import next_item
 from recjax.objectives import next_window
+from recjax.objectives import pair
 from recjax.objectives import rating
 from recjax.objectives import untrained
 from recjax.objectives import user_task
@@ -57,6 +59,8 @@ OBJECTIVES = {
   "causal_next_item": next_item.CausalNextItem,
   "first_item": user_task.FirstItem,
   "profile": user_task.Profile,
+  "cross_pair": cross_pair.CrossPair,
+  "pair": pair.Pair,
   "untrained": untrained.Untrained,
 }
 
