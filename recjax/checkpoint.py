@@ -23,13 +23,12 @@ import pathlib
 import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from recjax import errors, trees
+from recjax import digests, errors, trees
 
 FOLDER = "checkpoints"
 TREES = ("params", "opt_state", "rng", "rows")
@@ -64,9 +63,12 @@ class Checkpoints:
   Args:
     workdir: the run's folder.
     keep: how many of the newest are kept (at least two, so that a damaged one has a predecessor).
+    split: {leaf name: (axis, rows)} of tables whose arrays have more rows than are theirs, zeros
+      (see `partition.split_rows`): these count nowhere here, and whoever reads gets `rows`.
   """
 
-  def __init__(self, workdir, *, keep=2):
+  def __init__(self, workdir, *, keep=2, split=None):
+    self._split = split or {}
     self._root = pathlib.Path(os.path.abspath(workdir)) / FOLDER
     self._policy = _Keep(max(keep, 2))
     self._manager = _manager(self._root, self._policy)
@@ -85,8 +87,8 @@ class Checkpoints:
     step = int(state.step)
     content = _content(state, rows)
     meta = {"step": step, "config": config, "host": host, "data": data,
-            "digests": {name: _digests(tree) for name, tree in content.items()},
-            "shapes": {name: _describe(content[name]) for name in ("params", "rows")}}
+            "digests": {name: digests.of(tree, self._split) for name, tree in content.items()},
+            "shapes": {name: _describe(content[name], self._split) for name in ("params", "rows")}}
     text = json.dumps(meta)
     self._policy.best_step = best_step
     save = {name: ocp.args.PyTreeSave(tree) for name, tree in content.items()}
@@ -143,7 +145,7 @@ class Checkpoints:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     try:
       meta = _read_meta(self._manager, step)
-      return _read_trees(self._manager, step, {"params": abstract}, meta)["params"]
+      return _read_trees(self._manager, step, {"params": abstract}, meta, self._split)["params"]
     except CorruptError as error:
       raise errors.UserError(
         f"{self._root}: the best checkpoint, of step {step}, is damaged or gone ({error}); no "
@@ -152,7 +154,7 @@ class Checkpoints:
 
   def _restore(self, step, abstract, rows, data):
     meta = _read_meta(self._manager, step)
-    mine, theirs = _describe(abstract.params), meta["shapes"]["params"]
+    mine, theirs = _describe(abstract.params, self._split), meta["shapes"]["params"]
     if mine != theirs:
       changed = [leaf for leaf in mine if leaf in theirs and mine[leaf] != theirs[leaf]]
       raise errors.UserError(
@@ -160,7 +162,7 @@ class Checkpoints:
         f"{trees.describe_difference(mine, theirs)}; shapes {', '.join(changed) or 'equal'}; "
         "use another --workdir for another config")
     changed = [key for key in data if data[key] != meta["data"].get(key)]
-    if _digests(_row_tables(rows)) != meta["digests"]["rows"]:
+    if digests.of(_row_tables(rows)) != meta["digests"]["rows"]:
       changed.append("names of rows")
     if changed:
       raise errors.UserError(
@@ -168,7 +170,7 @@ class Checkpoints:
         "the data as they were, or use another --workdir")
     want = {"params": abstract.params, "opt_state": abstract.opt_state,
             "rng": _key_data(abstract.rng), "rows": _abstract(meta["shapes"]["rows"])}
-    found = _read_trees(self._manager, step, want, meta)
+    found = _read_trees(self._manager, step, want, meta, self._split)
     rng = jax.random.wrap_key_data(found["rng"]["key"])
     step_array = jax.device_put(np.asarray(meta["step"], np.int32), abstract.step.sharding)
     state = abstract.replace(step=step_array, params=found["params"],
@@ -229,10 +231,18 @@ class Reader:
     return {leaf: jax.ShapeDtypeStruct(tuple(shape), dtype)
             for leaf, (shape, dtype) in self.meta["shapes"]["params"].items()}
 
-  def params(self, names=None, *, sharding=None):
+  def params(self, names=None, *, like=None, split=None):
     """Returns {leaf name: array} of the named parameters (all by default); reads no others.
 
-    Arrays are numpy without a `sharding`. Raises UserError for unknown names and damaged files.
+    Arrays are on this host alone without `like`.
+
+    Args:
+      names: leaves.
+      like: {leaf name: ShapeDtypeStruct with a sharding}, how to place them.
+      split: see `Checkpoints`, where they are to have more rows.
+
+    Raises:
+      UserError: unknown names, or damaged files.
     """
     described = self.meta["shapes"]["params"]
     names = list(described) if names is None else list(names)
@@ -241,8 +251,9 @@ class Reader:
         f"{self._root}/{self.step} has no {unknown[0]!r}; it has {', '.join(described)}")
     if not names:
       return {}
-    want = {"params": _abstract({n: described[n] for n in names}, sharding)}
-    found = self._sound(lambda: _read_trees(self._manager, self.step, want, self.meta))
+    want = {"params": _abstract({n: described[n] for n in names}) if like is None
+            else trees.unflatten({n: like[n] for n in names})}
+    found = self._sound(lambda: _read_trees(self._manager, self.step, want, self.meta, split))
     return trees.flatten(found["params"])
 
   def rows(self):
@@ -296,12 +307,13 @@ def _row_tables(rows):
   return tables
 
 
-def _describe(tree):
-  return {leaf: [list(x.shape), str(x.dtype)] for leaf, x in trees.flatten(tree).items()}
+def _describe(tree, split=None):
+  shapes = digests.true_shapes(tree, split)
+  return {leaf: [list(shapes[leaf]), str(x.dtype)] for leaf, x in trees.flatten(tree).items()}
 
 
-def _abstract(described, sharding=None):
-  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _abstract(described):
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return trees.unflatten({leaf: jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
                           for leaf, (shape, dtype) in described.items()})
 
@@ -332,9 +344,12 @@ def _read_meta(manager, step):
     raise CorruptError(_first_line(error)) from error
 
 
-def _read_trees(manager, step, want, meta):
+def _read_trees(manager, step, want, meta, split=None):
   """Returns {item: tree} read into the shardings of `want`; digests must be those of `meta`."""
-  restore_args = ocp.checkpoint_utils.construct_restore_args
+  def restore_args(tree):  # Rows that pad a table are dropped, or added, whoever wrote it.
+    args = ocp.checkpoint_utils.construct_restore_args(tree)
+    loose = lambda x: dataclasses.replace(x, strict=False) if hasattr(x, "strict") else x
+    return jax.tree.map(loose, args)
   args = {name: ocp.args.PyTreeRestore(item=tree, restore_args=restore_args(tree),
                                        partial_restore=True)
           for name, tree in want.items()}
@@ -343,7 +358,7 @@ def _read_trees(manager, step, want, meta):
     found = {name: found[name] for name in want}
     for name in want:
       saved = meta["digests"][name]
-      for leaf, digest in _digests(found[name]).items():
+      for leaf, digest in digests.of(found[name], split).items():
         if saved.get(leaf) != digest:
           raise CorruptError(f"{name}/{leaf} is not what was saved")
   except CorruptError:
@@ -351,38 +366,6 @@ def _read_trees(manager, step, want, meta):
   except Exception as error:
     raise CorruptError(_first_line(error)) from error
   return found
-
-
-def _digests(tree):
-  """Returns {leaf name: int}: 64 bits that any single changed element is certain to change."""
-  flat = {leaf: x for leaf, x in trees.flatten(tree).items() if hasattr(x, "shape")}
-  halves = jax.device_get(_digest_all(flat))
-  return {leaf: int(high) << 32 | int(low) for leaf, (high, low) in halves.items()}
-
-
-@jax.jit
-def _digest_all(flat):
-  return {leaf: (_digest(x, 0x85EBCA6B), _digest(x, 0xC2B2AE35)) for leaf, x in flat.items()}
-
-
-def _digest(x, salt):
-  """Returns a uint32 sum of hashes of (element, position): the same on any sharding."""
-  x = jnp.asarray(x)
-  size = x.dtype.itemsize
-  if x.dtype == jnp.bool_:
-    bits = x.astype(jnp.uint32)
-  else:
-    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[size])
-  position = jnp.zeros(x.shape, jnp.uint32)
-  for axis in range(x.ndim):
-    stride = int(np.prod(x.shape[axis + 1:], dtype=np.int64)) % 2**32
-    position += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
-  # For a fixed position every step is a bijection of the element, so a changed element changes its
-  # hash, and the sum with it.
-  mixed = (bits.astype(jnp.uint32) ^ (position * jnp.uint32(0x9E3779B1))) + jnp.uint32(salt)
-  mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x7FEB352D)
-  mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x846CA68B)
-  return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
 
 def _to_uint8(names):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from recjax import checkpoint, errors, models, objectives, partition, trees
+from recjax import state as state_lib
 from recjax import step as step_lib
 from recjax.data import batches, ratings, sequences, vocabulary
 from recjax.evaluators import blocks, metrics, ranking, rating
@@ -25,13 +27,56 @@ class Experiment:
   tables: dict  # {field: attribute ids}, and what else the model looks up, on the devices
   apply_fn: object
   predict: object  # (params, users, histories, ...) -> scores, for its caller to jit
+  split: dict = dataclasses.field(default_factory=dict)  # of `partition.split_rows`
 
   def init_params(self, seed):
     """Returns parameters as a nested dict: freshly started ones on the host's default device.
 
-    A model that has a `fit` computes them from the data at once.
+    Tables that are split over the model axis are made where they stay, no device has them whole. A
+    model that has a `fit` computes its parameters from the data at once.
     """
-    return self.model.fit(self.data) if hasattr(self.model, "fit") else self._start(seed)
+    if hasattr(self.model, "fit"):
+      return self.model.fit(self.data)
+    if not self.split:
+      return self._start(seed)
+    start = lambda seed: partition.pad_rows(self._start(seed), self.split, self.mesh)
+    placed = partition.shardings(jax.eval_shape(start, 0), self.split, self.mesh)
+    return jax.jit(start, out_shardings=placed)(seed)
+
+  def create_state(self, params, tx, seed):
+    """Returns the TrainState of step 0 on the devices.
+
+    Args:
+      params: of `init_params`.
+      tx: optimizer of `recjax.optim`.
+      seed: of the run.
+    """
+    create = functools.partial(state_lib.create, tx=tx, seed=seed)
+    if not self.split:
+      return partition.put_state(create(params), partition.replicated(self.mesh))
+    placed = partition.shardings(jax.eval_shape(create, params), self.split, self.mesh)
+    return jax.jit(create, out_shardings=placed)(params)
+
+  def abstract_state(self, params, tx, seed):
+    """Returns shapes and shardings of `create_state`."""
+    return self.abstract(jax.eval_shape(functools.partial(state_lib.create, tx=tx, seed=seed),
+                                        params))
+
+  def abstract(self, tree):
+    """Returns ShapeDtypeStructs of parameters or a state, placed on the devices."""
+    return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree,
+                        partition.shardings(tree, self.split, self.mesh))
+
+  def to_host(self, params):
+    """Returns parameters as a transfer merges them: whole, without the rows that pad a table."""
+    return partition.fetch(params, self.split) if self.split else params
+
+  def to_devices(self, params):
+    """Returns the inverse of `to_host`."""
+    if not self.split:
+      return params
+    padded = partition.pad_rows(params, self.split, self.mesh)
+    return partition.put(padded, partition.shardings(padded, self.split, self.mesh))
 
   def params_shapes(self):
     """Returns the nested dict of the parameters' shapes and types, without computing them."""
@@ -67,7 +112,7 @@ class Experiment:
     """
     config = self.config.eval
     protocols = tuple(protocols or config.protocols)
-    devices = self.mesh.devices.size
+    devices = partition.data_devices(self.mesh)
     seen = ("train", "val") if "train+val" in contexts else ("train",)
     make = functools.partial(
       self._evaluator, split=split, contexts=contexts, protocols=protocols,
@@ -109,7 +154,7 @@ def build(config):
   if not config.data_dir:
     raise errors.UserError("--config.data_dir is required: the folder that recjax.prepare wrote")
   data = sequences.load(config.data_dir, config.dataset)
-  mesh = partition.make_mesh(config.num_devices)
+  mesh = partition.make_mesh(config.num_devices, config.model_devices)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data),
                          "facts": ratings.facts(data)})
@@ -124,9 +169,26 @@ def build(config):
     tables |= ratings.extra_tables(data, sequences.load(config.data_dir, other))
   tables = jax.tree.map(jnp.asarray, tables)  # of no mesh: steps read them inside `shard_map`, too
   apply_fn = step_lib.make_apply(model, tables)
+  split = _split(model, tables, mesh)
   return Experiment(config=config, data=data, mesh=mesh, model=model, objective=objective,
-                    tables=tables, apply_fn=apply_fn,
-                    predict=step_lib.make_predict(apply_fn, objective, mesh))
+                    tables=tables, apply_fn=apply_fn, split=split,
+                    predict=step_lib.make_predict(apply_fn, objective, mesh, split))
+
+
+def _split(model, tables, mesh):
+  """Returns which of the model's tables are split over the model axis of the mesh."""
+  devices = mesh.shape[partition.MODEL_AXIS]
+  if devices == 1:
+    return {}
+  if not getattr(model, "splits_items", False):
+    raise errors.UserError(f"model_devices={devices}: {type(model).__name__} does not split its "
+                           "tables over devices; set model_devices=1")
+  if model.num_items < 8 * devices:
+    raise errors.UserError(f"model_devices={devices} is too many for {model.num_items} items")
+  shapes = jax.eval_shape(lambda: _init(model, jax.random.key(0), model.example_inputs(), tables))
+  return partition.split_rows(
+    shapes, {leaf: axis for leaf, (vocabulary, axis) in model.row_tables().items()
+             if vocabulary in ("item", "output")}, mesh)
 
 
 def restore(workdir, *, step=None, data_dir=None):
@@ -140,7 +202,8 @@ def restore(workdir, *, step=None, data_dir=None):
   reader = checkpoint.Reader(workdir, step)
   config = ml_collections.ConfigDict(reader.config)
   config.data_dir = data_dir or config.data_dir
-  config.num_devices = None  # as many as there are here
+  config.num_devices = None  # as many as there are here, and tables split alike where that goes
+  config.model_devices = math.gcd(config.get("model_devices", 1), jax.local_device_count())
   exp = build(config)
   want = trees.flatten(exp.params_shapes())
   if {n: x.shape for n, x in want.items()} != {n: x.shape for n, x in reader.shapes().items()}:
@@ -149,5 +212,5 @@ def restore(workdir, *, step=None, data_dir=None):
     raise errors.UserError(
       f"{workdir}: the checkpoint does not fit its config and the data in {config.data_dir} "
       f"({difference}); was the data set prepared anew?")
-  params = reader.params(sharding=partition.replicated(exp.mesh))
-  return exp, trees.unflatten(params), reader
+  params = exp.abstract(partition.pad_rows(exp.params_shapes(), exp.split, exp.mesh))
+  return exp, trees.unflatten(reader.params(like=trees.flatten(params), split=exp.split)), reader

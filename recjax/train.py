@@ -35,7 +35,6 @@ from recjax import (
 )
 from recjax import clock as clock_lib
 from recjax import setting as setting_lib
-from recjax import state as state_lib
 from recjax.evaluators import metrics
 
 FLAGS = flags.FLAGS
@@ -54,6 +53,16 @@ class Progress:
   examples: int = 0
   logged_s: float = 0.0  # train_s at the last row of metrics.jsonl
   sums: dict = dataclasses.field(default_factory=dict)  # of the steps since that row
+  orders: list = dataclasses.field(default_factory=list)  # [first step, order of the feed]
+
+  def follow(self, step, order):
+    """Notes what the order of batches depends on; says so where that is not what it was."""
+    if self.orders and self.orders[-1][1] != order:
+      record.warn(f"fed by {self.orders[-1][1]} until step {step}, from now on by {order}: batches "
+                  "come in another order, and of the users of this epoch some come twice and "
+                  "others not. The run goes on, but is not the one that would not have stopped")
+    if not self.orders or self.orders[-1][1] != order:
+      self.orders.append([step, order])
 
   def add(self, sums):
     """Adds the metrics of a group of steps."""
@@ -157,28 +166,27 @@ def run(config, workdir, setting, clock):
 
   # From here on the run writes: what a user can get wrong was checked above.
   results.start(workdir, config, crossing, resuming=resuming, write=partition.is_first())
-  checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
-  everywhere = partition.replicated(exp.mesh)
-  state, progress = state_lib.create(params, tx, config.seed), Progress()
+  checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, split=exp.split)
+  progress = Progress()
   origin = {"rows": exp.rows(), "data": exp.data.identity()}
   stored_config = results.plain(config)
   found = None
   if resuming:
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
-    found = checkpoints.restore_latest(abstract, **origin, report=record.warn)
+    found = checkpoints.restore_latest(exp.abstract_state(params, tx, config.seed), **origin,
+                                       report=record.warn)
     if found is None and config.transfer.checkpoint:  # All damaged: start as the first time.
       params, crossing = transfer_from(config.transfer, params, exp, trainable)
-      state = state_lib.create(params, tx, config.seed)
   if found is None:
-    state = partition.put_state(state, everywhere)
+    state = exp.create_state(params, tx, config.seed)
   else:
     state, host = found
     progress = Progress(**host)
   step = int(state.step)
+  progress.follow(step, setting.feed.order)
   recorder = record.Recorder(workdir, start_step=step, total_steps=total_steps,
                              active=partition.is_first(), tensorboard=config.log.tensorboard)
-  announce(recorder, exp, params, trainable, crossing, step)
+  shapes = exp.params_shapes() if exp.split else params
+  announce(recorder, exp, shapes, trainable, crossing, step)
 
   with clock.measure("compile"):
     setting.norm(state.params)
@@ -236,9 +244,11 @@ def run(config, workdir, setting, clock):
     report = results.evaluate(exp, setting.test, best, workdir, write=partition.is_first())
   report["run"].update(
     steps=step, total_steps=total_steps, best_step=progress.best_step or step,
-    best_validation=progress.best_value, stopped=progress.stopped, parameters=trees.count(params),
-    trained_parameters=sum(int(np.prod(x.shape)) for leaf, x in trees.flatten(params).items()
+    best_validation=progress.best_value, stopped=progress.stopped, parameters=trees.count(shapes),
+    trained_parameters=sum(int(np.prod(x.shape)) for leaf, x in trees.flatten(shapes).items()
                            if trainable[leaf]))
+  if len(progress.orders) > 1:
+    report["run"]["orders"] = progress.orders
   facts = yield
   report["speed"] = speed(exp, clock, examples=progress.examples, train_s=progress.train_s) | facts
   for context, table in report["contexts"].items():
@@ -258,8 +268,7 @@ def fit(config, workdir, exp, clock):
   results.start(workdir, config, None, resuming=False, write=partition.is_first())
   with clock.measure("train"):
     params = exp.init_params(config.seed)
-  state = partition.put_state(state_lib.create(params, optim.none(), config.seed),
-                              partition.replicated(exp.mesh))
+  state = exp.create_state(params, optim.none(), config.seed)
   checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
   checkpoints.save(state, rows=exp.rows(), data=exp.data.identity(), config=results.plain(config),
                    best_step=0, host={})
@@ -299,7 +308,7 @@ def transfer_from(config, params, exp, trainable):
   if config.mode != "none" and not rules:
     raise errors.UserError(f"transfer.mode={config.mode} has nothing to carry: the model has no "
                            "user embedding and no attributes, or transfer.rules is empty")
-  reader = checkpoint.Reader(config.checkpoint, config.step)
+  reader, params = checkpoint.Reader(config.checkpoint, config.step), exp.to_host(params)
   plan = transfer.make_plan(
     params, reader.shapes(), rules, row_tables=exp.model.row_tables(), target_rows=exp.rows(),
     source_rows=reader.rows())
@@ -307,7 +316,7 @@ def transfer_from(config, params, exp, trainable):
   report = {"source": config.checkpoint, "source_step": reader.step, "mode": config.mode,
             "leaves": [dict(entry.describe(), trainable=trainable[entry.target]) for entry in plan],
             "table": transfer.describe(plan, trainable)}
-  return merged, report
+  return exp.to_devices(merged), report
 
 
 def announce(recorder, exp, params, trainable, crossing, step):

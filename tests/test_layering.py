@@ -3,14 +3,18 @@
 A module may import of recjax only what its row names (`data.*` is everything in data/, `*` is
 everything but `train`), and every module has a row: the most exact one that fits.
 
-    errors catalog                      nothing
+    errors collective                   nothing
+    catalog                             collective
     trees spec clock                    errors
     record                              errors clock
     cli                                 errors
     state                               errors trees
     step                                errors trees state optim partition
     sparse                              errors trees step
-    transfer partition checkpoint       errors trees
+    transfer                            errors trees
+    digests                             trees
+    partition                           errors trees collective
+    checkpoint                          errors trees digests
     optim                               errors trees spec
     statistics slices                   errors
     tables comparisons                  errors statistics slices evaluators.metrics
@@ -23,16 +27,16 @@ everything but `train`), and every module has a row: the most exact one that fit
     results                             errors trees record slices data.* evaluators.*
     experiment                          errors trees state step partition checkpoint
                                         models.* objectives.* data.* evaluators.*
-    models/ (one paper a file)          errors catalog models.layers models.columns
-                                        models.transformer;
+    models/ (one paper a file)          errors catalog collective models.layers
+                                        models.columns models.transformer;
                                         models/__init__: models.*
     objectives/                         errors catalog objectives.*
     data/                               errors spec data.*
-    evaluators/                         errors catalog data.* evaluators.*
+    evaluators/                         errors catalog collective data.* evaluators.*
     analysis                            errors trees record checkpoint data.sequences
     feed                                errors partition data.*
-    setting                             errors spec state step sparse optim results experiment feed
-                                        objectives.*
+    setting                             errors spec state step sparse optim partition results
+                                        experiment feed objectives.*
     cohort_plan trials study_cohorts    no jax: errors, record, report and the like
     train evaluate study cohort recommend prepare  *; study and cohort also train
 
@@ -57,7 +61,8 @@ MAX_LINES = 400
 ENTRIES = {"train", "cohort", "evaluate", "study", "recommend", "prepare"}
 MAY_IMPORT = {
   "__init__": set(),
-  **dict.fromkeys(("errors", "catalog"), set()),
+  **dict.fromkeys(("errors", "collective"), set()),
+  "catalog": {"collective"},
   **dict.fromkeys(("trees", "spec", "clock", "cli", "statistics", "slices"), {"errors"}),
   **dict.fromkeys(("tables", "comparisons"), {"errors", "statistics", "slices",
                                               "evaluators.metrics"}),
@@ -68,7 +73,10 @@ MAY_IMPORT = {
   "state": {"errors", "trees"},
   "step": {"errors", "trees", "state", "optim", "partition"},
   "sparse": {"errors", "trees", "step"},
-  **dict.fromkeys(("transfer", "partition", "checkpoint"), {"errors", "trees"}),
+  "transfer": {"errors", "trees"},
+  "digests": {"trees"},
+  "partition": {"errors", "trees", "collective"},
+  "checkpoint": {"errors", "trees", "digests"},
   "optim": {"errors", "trees", "spec"},
   "report": {"errors", "record", "slices", "statistics", "comparisons", "claims", "tables",
              "sections", "plots", "evaluators.metrics"},
@@ -77,16 +85,16 @@ MAY_IMPORT = {
   "experiment": {"errors", "trees", "state", "step", "partition", "checkpoint", "models.*",
                  "objectives.*", "data.*", "evaluators.*"},
   "models.__init__": {"errors", "models.*"},
-  "models.*": {"errors", "catalog", "models.layers", "models.columns", "models.transformer"},
+  "models.*": {"errors", "catalog", "collective", "models.layers", "models.columns", "models.transformer"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
-  "evaluators.*": {"errors", "catalog", "data.*", "evaluators.*"},
+  "evaluators.*": {"errors", "catalog", "collective", "data.*", "evaluators.*"},
   "analysis": {"errors", "trees", "record", "checkpoint", "data.sequences"},
   **dict.fromkeys(ENTRIES, {"*"}),
   **dict.fromkeys(("study", "cohort"), {"*", "train"}),
   "feed": {"errors", "partition", "data.*"},
-  "setting": {"errors", "spec", "state", "step", "sparse", "optim", "results", "experiment",
-              "feed", "objectives.*"},
+  "setting": {"errors", "spec", "state", "step", "sparse", "optim", "partition", "results",
+              "experiment", "feed", "objectives.*"},
   "cohort_plan": {"errors"},
   "trials": {"record", "evaluators.metrics"},
   "study_cohorts": {"errors", "report", "tables", "cohort_plan"},

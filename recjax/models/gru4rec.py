@@ -102,6 +102,7 @@ class GRU4Rec(nn.Module):
   initializer: str = "glorot"
   dtype: str = "float32"
   extra_tokens = 0
+  splits_items = True
   objectives = ("causal_next_item",)
   choices = {"output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
              "dtype": ("float32", "bfloat16")}

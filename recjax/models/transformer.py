@@ -41,8 +41,8 @@ class SequenceEmbed(nn.Module):
 
   def setup(self):
     start = layers.table_init(self.initializer)
-    self.item = nn.Embed(self.num_items + 2 + self.extra_tokens, self.item_width,
-                         embedding_init=start, dtype=self.dtype)
+    self.item = layers.ItemTable(self.num_items + 2 + self.extra_tokens, self.item_width,
+                                 self.initializer, self.dtype)
     def position(name, width):
       if self.places:
         setattr(self, f"{name}_pos", nn.Embed(self.max_len, width, embedding_init=start,
@@ -195,6 +195,7 @@ class Encoder(nn.Module):
   block: dict
   causal: bool = False
   final_norm: bool = False
+  remat: bool = False  # keep the input of a block alone, and compute the block again backward
 
   @nn.compact
   def __call__(self, x, keep, *, train):
@@ -209,8 +210,11 @@ class Encoder(nn.Module):
     if self.causal:
       mask = mask & jnp.tril(jnp.ones((x.shape[1],) * 2, bool))
     out = {}
+    apply = lambda block, x, mask: block(x, mask, train=train)
+    if self.remat:
+      apply = nn.remat(apply)
     for index in range(self.num_layers):  # A python loop keeps block_i addressable by name.
-      x = Block(**self.block, name=f"block_{index}")(x, mask, train=train)
+      x = apply(Block(**self.block, name=f"block_{index}"), x, mask)
       out[f"block_{index}"] = x
     if self.final_norm:
       x = nn.LayerNorm(epsilon=1e-6, dtype=x.dtype, name="final_norm")(x)
@@ -246,6 +250,8 @@ class SequenceTransformer(nn.Module):
   causal: bool = False
   dtype: str = "float32"
   layout: str = "auto"  # of activations: rows, or columns, which are faster on a CPU
+  remat: bool = False  # keep only the inputs of blocks for the backward pass
+  splits_items = True
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
              "output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
              "dtype": ("float32", "bfloat16"), "layout": ("auto", "rows", "columns")}
@@ -282,12 +288,13 @@ class SequenceTransformer(nn.Module):
     x = embed(items, users, tables, segments=segments, train=train)
     out = {"embedded": x}
     encoder = Encoder(self.num_layers, block, causal=self.causal, final_norm=self.final_norm,
-                      name="encoder")
+                      remat=self.remat, name="encoder")
     if positions is not None and self._in_columns() and not self.is_initializing():
       x = columns.encode(
         self.variables["params"]["encoder"], x, items > 0, positions, rng=self.make_rng("dropout")
         if train and self.dropout else None, settings=dict(
-          num_layers=self.num_layers, causal=self.causal, final_norm=self.final_norm, block=block))
+          num_layers=self.num_layers, causal=self.causal, final_norm=self.final_norm,
+          remat=self.remat, block=block))
     else:
       x, out["encoder"] = encoder(x, items > 0, train=train)
       out["encoded"] = x
