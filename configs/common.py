@@ -13,6 +13,7 @@ def get_config():
   config.history = ""  # another one, whose train split users bring along (see first_item)
   config.mixed_shards = config_dict.placeholder(int)  # of a sharded data set, at once; None: 8
   config.num_devices = config_dict.placeholder(int)  # None: all; a CPU is one, or as many as asked
+  config.model_devices = 1  # of these, so many split the rows of the item tables among them
   config.batch_size = 256  # users a step
   config.micro_batch = config_dict.placeholder(int)  # users a device differentiates at once
   config.micro_lengths = ()  # columns that micro-batches of shorter users are cut to
@@ -30,7 +31,8 @@ def get_config():
     hidden=config_dict.placeholder(int), max_len=config_dict.placeholder(int),
     dropout=config_dict.placeholder(float), layout=config_dict.placeholder(str),
     patch=config_dict.placeholder(str),  # see recjax/models/patches.py; with transfer.mode=patch
-    patch_width=config_dict.placeholder(int))
+    patch_width=config_dict.placeholder(int),
+    remat=config_dict.placeholder(bool))  # blocks again backward: less memory, more arithmetic
 
   item_loss = dict(  # see recjax/objectives/item_loss.py
     criterion="softmax",  # softmax, bce, gbce, sampled_softmax

@@ -3,6 +3,10 @@
 Nothing here holds positions x items unless `all` asks for it. Whatever needs every score (the log
 of the partition sum, ranks, the best k) is folded over blocks of the catalog.
 
+Where the rows are split over the devices of the model axis (see recjax/collective.py), each device
+goes over its own, and they exchange what has the size of positions: the highest score, the sum of
+exponentials, the label's score, the k best; backward the gradient of x.
+
 Letters: S shards, C positions a shard, W width, N items, K candidates, V items of a block.
 """
 
@@ -11,6 +15,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
+
+from recjax import collective
 
 # A CPU gathers one row in the time in which a matmul scores so many (3,200 positions, W = 128).
 ROWS_FOR_ONE = 32
@@ -31,7 +37,8 @@ class Scores:
     table  [N + 1, W]; [W, N + 1] where `axis` is 1
     bias   [N + 1] or None
     axis   of the items in `table`
-    count  N + 1, where `table` and `bias` have more rows (of tokens that are no items)
+    count  N + 1, where `table` and `bias` have more rows (of tokens that are no items), or fewer:
+           this device's share
   """
   x: jax.Array
   table: jax.Array
@@ -42,11 +49,27 @@ class Scores:
   def __len__(self):
     return self.count or self.table.shape[self.axis]
 
+  @property
+  def shared(self):
+    """Returns whether `table` and `bias` are this device's share of the rows."""
+    return self.table is not None and self.table.shape[self.axis] < len(self)
+
+  @property
+  def held(self):
+    """Returns how many rows are scored here: N + 1, or those of the share."""
+    return min(self.table.shape[self.axis], len(self))
+
   def all(self):
     """Returns the scores of all ids, [..., N + 1]."""
-    rows = jax.lax.slice_in_dim(self.table, 0, len(self), axis=self.axis)
-    scores = self.x @ (rows if self.axis else rows.T).astype(self.x.dtype)
-    return scores if self.bias is None else scores + self.bias[:len(self)].astype(self.x.dtype)
+    if not self.shared:
+      return self._here(self.x)
+    scores = self._here(collective.enter(self.x))
+    return collective.join(scores, scores.ndim - 1)[..., :len(self)]
+
+  def _here(self, x):
+    rows = jax.lax.slice_in_dim(self.table, 0, self.held, axis=self.axis)
+    scores = x @ (rows if self.axis else rows.T).astype(x.dtype)
+    return scores if self.bias is None else scores + self.bias[:self.held].astype(x.dtype)
 
   def of(self, ids):
     """Returns the scores of chosen ids, [S, C, K].
@@ -58,15 +81,22 @@ class Scores:
     Args:
       ids: int32 [S, C, K], or [S, 1, K] for all positions of a run.
     """
+    if not self.shared:
+      return self._of(self.x, ids)
+    place, here = collective.own(ids, self.held)
+    scores = self._of(collective.enter(self.x), place)
+    return collective.leave(jnp.where(here, scores, jnp.zeros((), scores.dtype)))
+
+  def _of(self, x, ids):
     own = ids.shape[1] > 1
-    if own and len(self) <= ROWS_FOR_ONE * ids.shape[2]:
-      return jnp.take_along_axis(self.all(), ids, axis=-1)
+    if own and self.held <= ROWS_FOR_ONE * ids.shape[2]:
+      return jnp.take_along_axis(self._here(x), ids, axis=-1)
     found = jnp.take(self.table, ids if own else ids[:, 0], axis=self.axis)
-    found = (jnp.moveaxis(found, 0, -1) if self.axis else found).astype(self.x.dtype)
-    scores = jnp.einsum("scw,sckw->sck" if own else "scw,skw->sck", self.x, found)
+    found = (jnp.moveaxis(found, 0, -1) if self.axis else found).astype(x.dtype)
+    scores = jnp.einsum("scw,sckw->sck" if own else "scw,skw->sck", x, found)
     if self.bias is None:
       return scores
-    return scores + jnp.take(self.bias, ids, axis=0).astype(self.x.dtype)
+    return scores + jnp.take(self.bias, ids, axis=0).astype(x.dtype)
 
   def against_all(self, labels):
     """Returns (score of each label, log sum over ids 0..N of exp(score)), float32 [S, C] each.
@@ -74,35 +104,44 @@ class Scores:
     In blocks it is exact, as is its gradient, for which the scores of each block are computed once
     more: three matmuls become four, and memory no longer grows with positions x items.
     """
-    width = self.width()
-    if width == len(self):
+    if not self.shared and self.width() == len(self):
       scores = self.all().astype(jnp.float32)
       picked = jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
       return picked, jax.nn.logsumexp(scores, axis=-1)
-    blocks = _Blocks(len(self), width, self.axis)
-    return _against_all(self.x, self.table, self.bias, labels, blocks)
+    return _against_all(self.x, self.table, self.bias, labels, self._blocks())
 
   def width(self):
     """Returns V: how many items are scored at once."""
     size = BLOCK.get(jax.default_backend(), BLOCK_ELSEWHERE)
     positions = self.x.shape[0] * self.x.shape[1]
-    if positions * len(self) <= WHOLE * size:
-      return len(self)
+    if positions * self.held <= WHOLE * size:
+      return self.held
     # Odd multiples of 64: rows of 256 or 512 scores meet in the same places of a cache.
-    return min(max((size // positions - 64) // 128, 0) * 128 + 64, len(self))
+    return min(max((size // positions - 64) // 128, 0) * 128 + 64, self.held)
 
-  def fold(self, start, *steps):
+  def fold(self, start, *steps, joins=()):
     """Returns start -> step(carry, scores, ids, fresh) -> ... over all blocks, in order of ids.
 
     Scores are float32 [S, C, V], of `ids` int32 [V]. The last block may begin with ids that have
-    been seen already: `fresh` bool [V] is False there. Of several steps the second goes over all
-    blocks after the first has; they see the same bits, since the same operation computes them.
+    been seen already, or end with some that are no items: `fresh` bool [V] is False there. Of
+    several steps the second goes over all blocks after the first has; they see the same bits, since
+    the same operation computes them.
+
+    Args:
+      start: a tree of arrays.
+      *steps: functions.
+      joins: for each step what follows it where devices go over their own rows alone: a function
+        that makes of their different carries one that is the same on all (by `collective`).
     """
-    blocks = _Blocks(len(self), self.width(), self.axis)
+    blocks = self._blocks()
     def body(index, carry):
       begin, ids, fresh = blocks.place(index % blocks.count)
       scores = self.block(blocks, begin, ids)
-      return jax.lax.switch(index // blocks.count, steps, carry, scores, ids, fresh)
+      carry = jax.lax.switch(index // blocks.count, steps, carry, scores, ids, fresh)
+      if not self.shared:
+        return carry
+      together = functools.partial(jax.lax.switch, index // blocks.count, joins)
+      return jax.lax.cond((index + 1) % blocks.count == 0, together, lambda own: own, carry)
     return jax.lax.fori_loop(0, len(steps) * blocks.count, body, start)
 
   def block(self, blocks, begin, ids):
@@ -110,6 +149,9 @@ class Scores:
     del ids
     scores = blocks.score(self.x, blocks.rows(self.table, begin))
     return scores if self.bias is None else scores + blocks.bias(self.bias, begin)
+
+  def _blocks(self):
+    return _Blocks(self.held, self.width(), self.axis, len(self) if self.shared else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +171,8 @@ class Given(Scores):
   def width(self):
     return len(self)
 
-  def fold(self, start, *steps):
+  def fold(self, start, *steps, joins=()):
+    del joins
     scores, fresh = self.x.astype(jnp.float32), jnp.ones(len(self), bool)
     for step in steps:
       start = step(start, scores, jnp.arange(len(self)), fresh)
@@ -166,7 +209,7 @@ class Pairs(Scores):
 
   def against_all(self, labels):
     # Each block's partition is computed once more for its gradient, so that only one is held.
-    blocks = _Blocks(len(self), self.width(), 0)
+    blocks = self._blocks()
     @jax.checkpoint
     def partition(index):
       _, ids, fresh = blocks.place(index)
@@ -182,6 +225,9 @@ class Pairs(Scores):
   def block(self, blocks, begin, ids):
     del blocks, begin
     return self._score(ids).astype(jnp.float32)
+
+  def _blocks(self):
+    return _Blocks(len(self), self.width(), 0)
 
   def _score(self, ids):
     return self.function(jax.tree.map(lambda x: x[:, :, None], self.x), self.describe(ids))
@@ -223,26 +269,41 @@ def top(scores, k, allowed, barred):
     names = jnp.concatenate([best[1], jnp.broadcast_to(ids, found.shape)], -1)
     values, which = jax.lax.top_k(values, k)
     return values, jnp.take_along_axis(names, which, -1)
+  def join(best):  # in order of ids: of equals the lower one comes first again
+    values, names = (collective.join(x, 2) for x in best)
+    values, which = jax.lax.top_k(values, k)
+    return values, jnp.take_along_axis(names, which, -1)
   shape = (*barred.shape[:2], k)
-  return scores.fold((jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)), step)
+  start = jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)
+  return scores.fold(start, step, joins=(join,))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Blocks:
-  """Cuts ids 0..size-1 into blocks of one width; the last one reaches back to be as wide."""
+  """Cuts rows 0..size-1 into blocks of one width; the last one reaches back to be as wide."""
   size: int
   width: int
   axis: int  # of the items in a table
+  total: int | None = None  # ids of all devices, where the rows are a share: more have no item
 
   @property
   def count(self):
     return -(-self.size // self.width)
 
   def place(self, index):
-    """Returns (first id, ids int32 [V], which of them no block before has had)."""
+    """Returns (first row, ids int32 [V], which of them are items that no block before has had)."""
     begin = jnp.minimum(index * self.width, self.size - self.width)
-    ids = begin + jnp.arange(self.width)
-    return begin, ids, ids >= index * self.width
+    rows = begin + jnp.arange(self.width)
+    fresh = rows >= index * self.width
+    if self.total is None:
+      return begin, rows, fresh
+    ids = rows + self.first
+    return begin, ids, fresh & (ids < self.total)
+
+  @property
+  def first(self):
+    """Returns the id of row 0."""
+    return 0 if self.total is None else collective.first_row(self.size)
 
   def rows(self, table, begin):
     return jax.lax.dynamic_slice_in_dim(table, begin, self.width, self.axis)
@@ -268,20 +329,25 @@ def _against_all(x, table, bias, labels, blocks):
 
 
 def _forward(x, table, bias, labels, blocks):
+  own = labels - blocks.first
   def step(index, carry):
     highest, total, picked = carry
     begin, _, fresh = blocks.place(index)
     shift = 0.0 if bias is None else blocks.bias(bias, begin)
     scores = blocks.score(x, blocks.rows(table, begin)) + jnp.where(fresh, shift, -jnp.inf)
-    place = labels - begin
+    place = own - begin
     here = jnp.take_along_axis(scores, jnp.clip(place, 0, blocks.width - 1)[..., None], -1)[..., 0]
-    inside = (labels >= index * blocks.width) & (place < blocks.width)
+    inside = (own >= index * blocks.width) & (place < blocks.width)
     above = jnp.maximum(highest, jnp.max(scores, -1))
     total = total * jnp.exp(highest - above) + jnp.sum(jnp.exp(scores - above[..., None]), -1)
     return above, total, jnp.where(inside, here, picked)
   zeros = jnp.zeros(labels.shape, jnp.float32)
-  highest, total, picked = jax.lax.fori_loop(
-    0, blocks.count, step, (jnp.full_like(zeros, -jnp.inf), zeros, zeros))
+  lowest = jnp.full_like(zeros, jnp.finfo(jnp.float32).min)  # finite: a share may have no item
+  highest, total, picked = jax.lax.fori_loop(0, blocks.count, step, (lowest, zeros, zeros))
+  if blocks.total is not None:
+    above = jax.lax.pmax(highest, collective.AXIS)
+    total, picked = collective.leave((total * jnp.exp(highest - above), picked))
+    highest = above
   partition = highest + jnp.log(total)
   return (picked, partition), (x, table, bias, labels, partition)
 
@@ -300,6 +366,8 @@ def _backward(blocks, kept, pull):
     scores = blocks.score(x, rows)
     if bias is not None:
       scores = scores + blocks.bias(bias, begin)
+    if blocks.total is not None:
+      scores = jnp.where(ids < blocks.total, scores, -jnp.inf)
     change = (jnp.exp(scores - partition[..., None]) * d_partition
               + jnp.where(ids == labels[..., None], d_picked, 0))
     if bias is not None:
@@ -316,6 +384,8 @@ def _backward(blocks, kept, pull):
   start = (jnp.zeros(x.shape, jnp.float32), jnp.zeros_like(table),
            None if bias is None else jnp.zeros_like(bias))
   d_x, d_table, d_bias = jax.lax.fori_loop(0, blocks.count, step, start)
+  if blocks.total is not None:
+    d_x = collective.leave(d_x)
   return d_x.astype(x.dtype), d_table, d_bias, None
 
 

@@ -26,7 +26,6 @@ import pathlib
 import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -67,11 +66,13 @@ class Checkpoints:
   Args:
     workdir: the run's folder.
     keep: how many of the newest are kept (at least two, so that a damaged one has a predecessor).
+    split: {leaf name: (axis, rows)} of tables whose arrays have more rows than are theirs, zeros
+      (see `partition.split_rows`): these count nowhere here, and whoever reads gets `rows`.
     task: `task_trees.Task`, where not all parameters are saved.
   """
 
-  def __init__(self, workdir, *, keep=2, task=None):
-    self._task = task
+  def __init__(self, workdir, *, keep=2, split=None, task=None):
+    self._split, self._task = split or {}, task
     self._part = (lambda params: params) if task is None else task.part
     self._root = pathlib.Path(os.path.abspath(workdir)) / FOLDER
     self._policy = _Keep(max(keep, 2))
@@ -91,8 +92,8 @@ class Checkpoints:
     step = int(state.step)
     content = _content(state.replace(params=self._part(state.params)), rows)
     meta = {"step": step, "config": config, "host": host, "data": data,
-            "digests": {name: digests.of(tree) for name, tree in content.items()},
-            "shapes": {name: _describe(content[name]) for name in ("params", "rows")}}
+            "digests": {name: digests.of(tree, self._split) for name, tree in content.items()},
+            "shapes": {name: _describe(content[name], self._split) for name in ("params", "rows")}}
     if self._task is not None:
       meta["backbone"] = self._task.backbone
     text = json.dumps(meta)
@@ -152,7 +153,7 @@ class Checkpoints:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self._part(like))
     try:
       meta = _read_meta(self._manager, step)
-      found = _read_trees(self._manager, step, {"params": abstract}, meta)["params"]
+      found = _read_trees(self._manager, step, {"params": abstract}, meta, self._split)["params"]
       return trees.unflatten({**trees.flatten(like), **trees.flatten(found)})
     except CorruptError as error:
       raise errors.UserError(
@@ -165,7 +166,7 @@ class Checkpoints:
     if self._task is not None and "backbone" in meta:
       task_trees.check_backbone(self._root.parent, meta["backbone"], self._task.backbone)
     part = self._part(abstract.params)
-    mine, theirs = _describe(part), meta["shapes"]["params"]
+    mine, theirs = _describe(part, self._split), meta["shapes"]["params"]
     if mine != theirs:
       changed = [leaf for leaf in mine if leaf in theirs and mine[leaf] != theirs[leaf]]
       raise errors.UserError(
@@ -181,7 +182,7 @@ class Checkpoints:
         "the data as they were, or use another --workdir")
     want = {"params": part, "opt_state": abstract.opt_state,
             "rng": _key_data(abstract.rng), "rows": _abstract(meta["shapes"]["rows"])}
-    found = _read_trees(self._manager, step, want, meta)
+    found = _read_trees(self._manager, step, want, meta, self._split)
     rng = jax.random.wrap_key_data(found["rng"]["key"])
     step_array = jax.device_put(np.asarray(meta["step"], np.int32), abstract.step.sharding)
     params = trees.unflatten({**frozen, **trees.flatten(found["params"])})
@@ -253,10 +254,18 @@ class Reader:
     return {leaf: jax.ShapeDtypeStruct(tuple(shape), dtype)
             for leaf, (shape, dtype) in self.meta["shapes"]["params"].items()}
 
-  def params(self, names=None, *, sharding=None):
+  def params(self, names=None, *, like=None, split=None):
     """Returns {leaf name: array} of the named parameters (all by default); reads no others.
 
-    Arrays are numpy without a `sharding`. Raises UserError for unknown names and damaged files.
+    Arrays are on this host alone without `like`.
+
+    Args:
+      names: leaves.
+      like: {leaf name: ShapeDtypeStruct with a sharding}, how to place them.
+      split: see `Checkpoints`, where they are to have more rows.
+
+    Raises:
+      UserError: unknown names, or damaged files.
     """
     described = self.meta["shapes"]["params"]
     names = list(described) if names is None else list(names)
@@ -265,8 +274,9 @@ class Reader:
         f"{self._root}/{self.step} has no {unknown[0]!r}; it has {', '.join(described)}")
     if not names:
       return {}
-    want = {"params": _abstract({n: described[n] for n in names}, sharding)}
-    found = self._sound(lambda: _read_trees(self._manager, self.step, want, self.meta))
+    want = {"params": _abstract({n: described[n] for n in names}) if like is None
+            else trees.unflatten({n: like[n] for n in names})}
+    found = self._sound(lambda: _read_trees(self._manager, self.step, want, self.meta, split))
     return trees.flatten(found["params"])
 
   def rows(self):
@@ -313,27 +323,24 @@ def _content(state, rows):
 
 
 def _row_tables(rows):
-  tables = {}
-  for vocabulary, table in rows.items():
-    tables[vocabulary] = _to_uint8(table.names)
-    tables[f"{vocabulary}_trained"] = np.asarray(table.trained, np.uint8)
-  return tables
+  names = {name: _to_uint8(table.names) for name, table in rows.items()}
+  return names | {f"{name}_trained": np.asarray(x.trained, np.uint8) for name, x in rows.items()}
 
 
-def _describe(tree):
-  return {leaf: [list(x.shape), str(x.dtype)] for leaf, x in trees.flatten(tree).items()}
+def _describe(tree, split=None):
+  shapes = digests.true_shapes(tree, split)
+  return {leaf: [list(shapes[leaf]), str(x.dtype)] for leaf, x in trees.flatten(tree).items()}
 
 
-def _abstract(described, sharding=None):
-  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _abstract(described):
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return trees.unflatten({leaf: jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
                           for leaf, (shape, dtype) in described.items()})
 
 
 def _on_any_process(flag):
-  if jax.process_count() == 1:
-    return flag
-  return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+  alone = jax.process_count() == 1
+  return flag if alone else bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def _key_data(rng):
@@ -356,9 +363,12 @@ def _read_meta(manager, step):
     raise CorruptError(_first_line(error)) from error
 
 
-def _read_trees(manager, step, want, meta):
+def _read_trees(manager, step, want, meta, split=None):
   """Returns {item: tree} read into the shardings of `want`; digests must be those of `meta`."""
-  restore_args = ocp.checkpoint_utils.construct_restore_args
+  def restore_args(tree):  # Rows that pad a table are dropped, or added, whoever wrote it.
+    args = ocp.checkpoint_utils.construct_restore_args(tree)
+    loose = lambda x: dataclasses.replace(x, strict=False) if hasattr(x, "strict") else x
+    return jax.tree.map(loose, args)
   args = {name: ocp.args.PyTreeRestore(item=tree, restore_args=restore_args(tree),
                                        partial_restore=True)
           for name, tree in want.items()}
@@ -367,7 +377,7 @@ def _read_trees(manager, step, want, meta):
     found = {name: found[name] for name in want}
     for name in want:
       saved = meta["digests"][name]
-      for leaf, digest in digests.of(found[name]).items():
+      for leaf, digest in digests.of(found[name], split).items():
         if saved.get(leaf) != digest:
           raise CorruptError(f"{name}/{leaf} is not what was saved")
   except CorruptError:

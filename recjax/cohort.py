@@ -17,8 +17,8 @@ reads. In "speed" a member has its share of the cohort's time, with `cohort` (me
 `cohort_lanes` and `cohort_wall_s` (of all of them). launch/bench/cohort.py measures what it saves.
 
 The members' parameters and slots are held at once, `MAX_BYTES` at most, else they are trained in
-several parts; activations come on top. Multi-host runs, and runs on a sharded data set, are trained
-one by one.
+several parts; activations come on top. Multi-host runs, runs on a sharded data set, and runs whose
+tables are split over devices, are trained one by one.
 """
 
 import dataclasses
@@ -102,7 +102,8 @@ def train_and_evaluate(configs, workdirs, *, lanes=None):
   rest = [i for i, workdir in enumerate(workdirs) if results.finished(workdir) is None]
   if len(rest) > 1 and jax.process_count() == 1:
     exp = experiment.build(configs[rest[0]])
-    if exp.objective.trains and exp.data.shards is None:  # Streams of all members cost as many.
+    # Streams of all members cost as many; tables too large for a device leave room for no other.
+    if exp.objective.trains and exp.data.shards is None and not exp.split:
       lanes = lanes or ("map" if jax.devices()[0].platform == "cpu" else "vmap")
       parts = -(-len(rest) // room(exp))
       for part in (rest[i::parts] for i in range(parts)):

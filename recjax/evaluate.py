@@ -24,7 +24,7 @@ def evaluate(workdir, *, step=None, split="test", data_dir=None, backbone=None):
   evaluator = results.make_evaluator(exp, split)
   report = results.evaluate(exp, evaluator, params, workdir, write=partition.is_first(),
                             split=split, name=name)
-  report["run"].update(step=reader.step, parameters=trees.count(params))
+  report["run"].update(step=reader.step, parameters=trees.count(reader.shapes()))
   if partition.is_first():
     record.write_json(pathlib.Path(workdir) / f"evaluation_{name}.json", report)
   return report

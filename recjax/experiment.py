@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from recjax import (
   transfer,
   trees,
 )
+from recjax import state as state_lib
 from recjax import step as step_lib
 from recjax.data import batches, histories, profiles, ratings, sequences, vocabulary
 from recjax.evaluators import blocks, classification, metrics, ranking, rating
@@ -35,13 +37,60 @@ class Experiment:
   apply_fn: object
   predict: object  # (params, users, histories, ...) -> scores, for its caller to jit
   other: sequences.Dataset | None = None  # of a second domain that is learned with it
+  split: dict = dataclasses.field(default_factory=dict)  # of `partition.split_rows`
 
   def init_params(self, seed):
     """Returns parameters as a nested dict: freshly started ones on the host's default device.
 
-    A model that has a `fit` computes them from the data at once.
+    Tables that are split over the model axis are made where they stay, no device has them whole. A
+    model that has a `fit` computes its parameters from the data at once.
     """
-    return self.model.fit(self.data) if hasattr(self.model, "fit") else self._start(seed)
+    if hasattr(self.model, "fit"):
+      return self.model.fit(self.data)
+    if not self.split:
+      return self._start(seed)
+    start = lambda seed: partition.pad_rows(self._start(seed), self.split, self.mesh)
+    placed = partition.shardings(jax.eval_shape(start, 0), self.split, self.mesh)
+    return jax.jit(start, out_shardings=placed)(seed)
+
+  def create_state(self, params, tx, seed):
+    """Returns the TrainState of step 0 on the devices.
+
+    Args:
+      params: of `init_params`.
+      tx: optimizer of `recjax.optim`.
+      seed: of the run.
+    """
+    create = functools.partial(state_lib.create, tx=tx, seed=seed)
+    if not self.split:
+      return partition.put_state(create(params), partition.replicated(self.mesh))
+    placed = partition.shardings(jax.eval_shape(create, params), self.split, self.mesh)
+    return jax.jit(create, out_shardings=placed)(params)
+
+  def abstract_state(self, params, tx, seed):
+    """Returns shapes and shardings of `create_state`."""
+    return self.abstract(jax.eval_shape(functools.partial(state_lib.create, tx=tx, seed=seed),
+                                        params))
+
+  def abstract(self, tree):
+    """Returns ShapeDtypeStructs of parameters or a state, placed on the devices."""
+    return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree,
+                        partition.shardings(tree, self.split, self.mesh))
+
+  def to_host(self, params):
+    """Returns parameters as a transfer merges them: whole, without the rows that pad a table."""
+    return partition.fetch(params, self.split) if self.split else params
+
+  def to_devices(self, params):
+    """Returns the inverse of `to_host`."""
+    if not self.split:
+      return params
+    padded = partition.pad_rows(params, self.split, self.mesh)
+    return partition.put(padded, partition.shardings(padded, self.split, self.mesh))
+
+  def place(self, params):
+    """Returns parameters, of `to_devices` or so, where training and predicting want them."""
+    return partition.put_state(params, partition.shardings(params, self.split, self.mesh))
 
   def params_shapes(self):
     """Returns the nested dict of the parameters' shapes and types, without computing them."""
@@ -75,6 +124,7 @@ class Experiment:
       raise errors.UserError(f"transfer.mode={config.mode} has nothing to carry: the model has no "
                              "user embedding and no attributes, or transfer.rules is empty")
     readers = [checkpoint.Reader(name, config.step) for name in config.checkpoint.split(",")]
+    params = self.to_host(params)
     transfer.check_sources(rules, len(readers))
     plans = [transfer.make_plan(
       params, reader.shapes(), rules, row_tables=self.model.row_tables(),
@@ -82,7 +132,7 @@ class Experiment:
       for run, reader in enumerate(readers)]
     for plan, reader in zip(plans, readers, strict=True):
       params = transfer.merge(plan, params, reader.params(transfer.sources(plan)))
-    return params, transfer.join(plans), readers
+    return self.to_devices(params), transfer.join(plans), readers
 
   @property
   def room(self):
@@ -104,7 +154,7 @@ class Experiment:
     """
     config = self.config.eval
     protocols = tuple(protocols or config.protocols)
-    devices = self.mesh.devices.size
+    devices = partition.data_devices(self.mesh)
     seen = ("train", "val") if "train+val" in contexts else ("train",)
     make = functools.partial(
       self._evaluator, split=split, contexts=contexts, protocols=protocols,
@@ -153,7 +203,7 @@ def build(config):
   data = sequences.load(config.data_dir, config.dataset)
   if history := config.get("history", ""):
     data = histories.join(data, sequences.load(config.data_dir, history))
-  mesh = partition.make_mesh(config.num_devices)
+  mesh = partition.make_mesh(config.num_devices, config.model_devices)
   known = errors.choose(models.MODELS, config.model.name, "model.name").objectives
   objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items, known=known)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
@@ -172,9 +222,26 @@ def build(config):
     tables["companion"] = batches.companions(other)
   tables = jax.tree.map(jnp.asarray, tables)  # of no mesh: steps read them inside `shard_map`, too
   apply_fn = step_lib.make_apply(model, tables)
+  split = _split(model, tables, mesh)
   return Experiment(config=config, data=data, mesh=mesh, model=model, objective=objective,
-                    tables=tables, apply_fn=apply_fn, other=other,
-                    predict=step_lib.make_predict(apply_fn, objective, mesh))
+                    tables=tables, apply_fn=apply_fn, other=other, split=split,
+                    predict=step_lib.make_predict(apply_fn, objective, mesh, split))
+
+
+def _split(model, tables, mesh):
+  """Returns which of the model's tables are split over the model axis of the mesh."""
+  devices = mesh.shape[partition.MODEL_AXIS]
+  if devices == 1:
+    return {}
+  if not getattr(model, "splits_items", False):
+    raise errors.UserError(f"model_devices={devices}: {type(model).__name__} does not split its "
+                           "tables over devices; set model_devices=1")
+  if model.num_items < 8 * devices:
+    raise errors.UserError(f"model_devices={devices} is too many for {model.num_items} items")
+  shapes = jax.eval_shape(lambda: _init(model, jax.random.key(0), model.example_inputs(), tables))
+  return partition.split_rows(
+    shapes, {leaf: axis for leaf, (vocabulary, axis) in model.row_tables().items()
+             if vocabulary in ("item", "output")}, mesh)
 
 
 def _beside(data_dir, name, data):
@@ -202,7 +269,8 @@ def restore(workdir, *, step=None, data_dir=None, backbone=None):
   reader = checkpoint.Reader(workdir, step)
   config = ml_collections.ConfigDict(reader.config)
   config.data_dir = data_dir or config.data_dir
-  config.num_devices = None  # as many as there are here
+  config.num_devices = None  # as many as there are here, and tables split alike where that goes
+  config.model_devices = math.gcd(config.get("model_devices", 1), jax.local_device_count())
   exp = build(config)
   want = trees.flatten(exp.params_shapes())
   if reader.task_of:  # The others are the backbone's.
@@ -213,11 +281,11 @@ def restore(workdir, *, step=None, data_dir=None, backbone=None):
     raise errors.UserError(
       f"{workdir}: the checkpoint does not fit its config and the data in {config.data_dir} "
       f"({difference}); was the data set prepared anew?")
-  params = reader.params(sharding=partition.replicated(exp.mesh))
+  like = exp.abstract(partition.pad_rows(exp.params_shapes(), exp.split, exp.mesh))
+  params = reader.params(list(want), like=trees.flatten(like), split=exp.split)
   if reader.task_of:
     config.transfer.checkpoint = backbone or config.transfer.checkpoint
     whole, plan, (source,) = exp.carry(config.transfer, exp.init_params(config.seed))
     task_trees.check_backbone(workdir, reader.task_of, source.backbone(transfer.sources(plan)))
-    whole = partition.put(whole, partition.replicated(exp.mesh))
-    params = {**trees.flatten(whole), **params}
+    params = {**trees.flatten(exp.place(whole)), **params}
   return exp, trees.unflatten(params), reader

@@ -6,6 +6,7 @@ A feed has
   length     columns of a batch
   sample     `(tables, rng, step) -> batch`, for the compiled step
   at(step)   -> (tables on the devices, how many steps from `step` on they serve)
+  order      what the order of batches depends on beside the config, a JSON-able dict
 """
 
 import sys
@@ -26,6 +27,8 @@ def make(exp):
 
 class Resident:
   """All rows on every device; the step draws its own batch."""
+
+  order = {}
 
   def __init__(self, exp):
     objective, longest = exp.objective, exp.model.max_len + exp.objective.extra_columns
@@ -59,6 +62,7 @@ class Streamed:
     config, objective, longest = (
       exp.config, exp.objective, exp.model.max_len + exp.objective.extra_columns)
     hosts, host = partition.hosts()
+    self.order = {"hosts": hosts}
     self._stream = stream = streams.Stream(
       exp.data, batch_size=config.batch_size, longest=longest, window=objective.window,
       seed=config.seed, held=config.mixed_shards, hosts=hosts, host=host,

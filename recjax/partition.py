@@ -5,13 +5,15 @@ import signal
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from recjax import errors
+from recjax import collective, errors, trees
 
 DATA_AXIS = "data"
+MODEL_AXIS = collective.AXIS
 
 
 def initialize(num_devices=None):
@@ -48,16 +50,78 @@ def is_first():
   return jax.process_index() == 0
 
 
-def make_mesh(num_devices=None):
-  """Returns a mesh with one data axis over `num_devices` (all of them by default)."""
+def make_mesh(num_devices=None, model_devices=1):
+  """Returns a mesh of data x model axes.
+
+  Args:
+    num_devices: how many devices in all; None is all there are.
+    model_devices: along the model axis, whose devices share the batch and split row tables. They
+      belong to one host, whose links are the fastest, and whose rows of a batch they all need.
+  """
   devices = jax.devices()
   num_devices = num_devices or len(devices)
   if num_devices > len(devices):
     raise errors.UserError(
       f"the config asks for {num_devices} devices, this machine has {len(devices)}")
+  per_host = min(num_devices, jax.local_device_count())
+  if model_devices < 1 or num_devices % model_devices or per_host % model_devices:
+    raise errors.UserError(f"model_devices={model_devices} must divide the {num_devices} devices, "
+                           f"and the {per_host} that a host has of them")
   # Auto: flax.linen's nn.Embed and friends know nothing of explicit sharding types.
-  return jax.make_mesh((num_devices,), (DATA_AXIS,), axis_types=(AxisType.Auto,),
-                       devices=devices[:num_devices])
+  return jax.make_mesh((num_devices // model_devices, model_devices), (DATA_AXIS, MODEL_AXIS),
+                       axis_types=(AxisType.Auto,) * 2, devices=devices[:num_devices])
+
+
+def data_devices(mesh):
+  """Returns into how many parts a batch is split."""
+  return mesh.shape[DATA_AXIS]
+
+
+def split_rows(shapes, row_tables, mesh):
+  """Returns {leaf name: (axis, rows)} of the tables that are split over the model axis.
+
+  Their arrays have as many rows as the devices of the axis divide: those after `rows` are zeros,
+  which nobody reads, whose gradient is zero, and which no checkpoint has.
+
+  Args:
+    shapes: the parameter tree of arrays or shapes.
+    row_tables: {leaf name: axis of its rows} of the tables that may be split.
+    mesh: of `make_mesh`; with one device along the model axis nothing is split.
+  """
+  if mesh.shape[MODEL_AXIS] == 1:
+    return {}
+  flat = trees.flatten(shapes)
+  return {leaf: (axis, flat[leaf].shape[axis]) for leaf, axis in row_tables.items()}
+
+
+def pad_rows(tree, split, mesh):
+  """Returns a tree of true arrays or shapes as one whose tables the devices divide."""
+  devices = mesh.shape[MODEL_AXIS]
+  def pad(x, place):
+    axis, rows = place
+    width = -(-rows // devices) * devices
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct((*x.shape[:axis], width, *x.shape[axis + 1:]), x.dtype)
+    pad = np.pad if isinstance(x, np.ndarray) else jnp.pad
+    return pad(x, [(0, width - rows if a == axis else 0) for a in range(x.ndim)])
+  return trees.map_slots(pad, split, tree)
+
+
+def specs(tree, split):
+  """Returns the PartitionSpec of every leaf: rows of tables over the model axis, the rest whole.
+
+  Args:
+    tree: parameters, optimizer slots, or a state, of arrays or shapes.
+    split: of `split_rows`.
+  """
+  whole = jax.tree.map(lambda _: PartitionSpec(), tree)
+  return trees.map_slots(lambda _, place: PartitionSpec(*[None] * place[0], MODEL_AXIS), split,
+                         whole)
+
+
+def shardings(tree, split, mesh):
+  """Returns the sharding of every leaf, see `specs`."""
+  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, split))
 
 
 def replicated(mesh):
@@ -71,11 +135,28 @@ def by_rows(mesh):
 
 
 def put(tree, sharding):
-  """Returns host arrays placed with `sharding`; every process must hold the same values."""
-  def place(array):
+  """Returns host arrays placed with `sharding`; every process must hold the same values.
+
+  Args:
+    tree: of arrays.
+    sharding: of all of them, or a tree of shardings.
+  """
+  def place(array, sharding):
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-  return jax.tree.map(place, tree)
+  if isinstance(sharding, NamedSharding):
+    return jax.tree.map(lambda x: place(x, sharding), tree)
+  return jax.tree.map(place, tree, sharding)
+
+
+def fetch(tree, split):
+  """Returns numpy arrays of the true rows, whole in every process."""
+  def whole(x):
+    if x.is_fully_addressable:
+      return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+  cut = lambda x, place: np.take(x, range(place[1]), axis=place[0])
+  return trees.map_slots(cut, split, jax.tree.map(whole, tree))
 
 
 def put_stack(tree, mesh):
@@ -126,21 +207,40 @@ def constrain_rows(tree, mesh):
   return jax.lax.with_sharding_constraint(tree, by_rows(mesh))
 
 
-def over_devices(fn, mesh, *, split):
+def over_devices(fn, mesh, *, split, params=None):
   """Returns `fn` as every device calls it with its share of the arguments; results are added up.
 
   Args:
     fn: takes and returns trees of arrays; DATA_AXIS is the name of the devices inside.
     mesh: of `make_mesh`; of one device, `fn` itself is returned.
     split: for each argument the axis that is split over the data axis, None for the whole.
+    params: of `specs`, where the first argument is split over the model axis. Then the first of two
+      results is alike (gradients), and neither is added up along that axis.
   """
   if mesh.devices.size == 1:
     return fn
   spec = lambda axis: PartitionSpec() if axis is None else PartitionSpec(
     *[None] * axis, DATA_AXIS)
+  ins, outs = tuple(map(spec, split)), PartitionSpec()
+  if params is not None:
+    ins, outs = (params, *ins[1:]), (params, PartitionSpec())
   return jax.shard_map(
     lambda *args: jax.lax.psum(fn(*args), DATA_AXIS), mesh=mesh, check_vma=False,
-    in_specs=tuple(map(spec, split)), out_specs=PartitionSpec())
+    in_specs=ins, out_specs=outs)
+
+
+def of_rows(fn, mesh, *, params):
+  """Returns fn(parameters, arrays of rows, ...) -> arrays of rows, as every device calls it.
+
+  Args:
+    fn: see above; rows are split over the data axis.
+    mesh: of `make_mesh`.
+    params: of `specs`.
+  """
+  rows = PartitionSpec(DATA_AXIS)
+  return lambda held, *args: jax.shard_map(
+    fn, mesh=mesh, check_vma=False, in_specs=(params, *[rows] * len(args)), out_specs=rows)(
+      held, *args)
 
 
 def peak_memory_gb():

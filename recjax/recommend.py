@@ -39,7 +39,7 @@ class Recommender:
                                              backbone=backbone)
     if exp.objective.task != "ranking":
       raise errors.UserError(f"{workdir}: this run predicts ratings; it does not rank items")
-    devices = exp.mesh.devices.size
+    devices = partition.data_devices(exp.mesh)
     self._exp, self._batch = exp, -(-batch_size // devices) * devices
     self._length = exp.room
     allowed = np.array(exp.data.in_domain)
@@ -51,8 +51,9 @@ class Recommender:
 
     def top(params, users, histories, owned, k):
       if self._batch * len(allowed) > catalog.HELD:
-        best = exp.predict(params, users, histories, readout=lambda scores: catalog.top(
-          scores, k, jnp.asarray(allowed), owned[:, None]))
+        best = exp.predict(params, users, histories, readout=jax.tree_util.Partial(
+          lambda owned, scores: catalog.top(scores, k, jnp.asarray(allowed), owned[:, None]),
+          owned))
         return tuple(x[:, 0] for x in best)
       scores = exp.predict(params, users, histories)
       scores = jnp.where(allowed, scores, -jnp.inf)

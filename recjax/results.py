@@ -12,7 +12,7 @@ from recjax.evaluators import metrics
 from recjax.evaluators import values as values_lib
 
 # Where things run and what they print: nothing that changes a run's numbers.
-INCIDENTAL = ("data_dir", "log", "checkpoint", "num_devices")
+INCIDENTAL = ("data_dir", "log", "checkpoint", "num_devices", "model_devices")
 
 
 def plain(config):

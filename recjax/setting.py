@@ -9,7 +9,7 @@ import functools
 
 import jax
 
-from recjax import errors, experiment, optim, results, sparse, spec
+from recjax import errors, experiment, optim, partition, results, sparse, spec
 from recjax import feed as feed_lib
 from recjax import state as state_lib
 from recjax import step as step_lib
@@ -47,11 +47,11 @@ class Setting:
       trainable: {leaf name: bool}.
     """
     exp, feed, config = self.exp, self.feed, self.exp.config
-    size, devices = config.batch_size, exp.mesh.devices.size
+    size, devices = config.batch_size, partition.data_devices(exp.mesh)
     micro = min(config.micro_batch or size, max(size // devices, 1))
     if size % (micro * devices):
       raise errors.UserError(f"batch_size={size} must be a multiple of micro_batch={micro} times "
-                             f"the {devices} devices")
+                             f"the {devices} devices that a batch is split over")
     together = exp.objective.rows_together or size
     if micro % together:
       raise errors.UserError(
@@ -70,7 +70,8 @@ class Setting:
                        objective=exp.objective)
     return step_lib.make_train_steps(
       apply_fn=exp.apply_fn, objective=exp.objective, tx=tx, sample=feed.sample, mesh=exp.mesh,
-      trainable=trainable, micro_batches=size // micro, rooms=rooms, rows=rows)
+      trainable=trainable, micro_batches=size // micro, rooms=rooms, rows=rows,
+      split=exp.split)
 
 
 @dataclasses.dataclass(frozen=True)

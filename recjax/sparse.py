@@ -13,7 +13,6 @@ meets it, and it does not move; likewise weight decay. (Bias correction counts a
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from recjax import errors
@@ -66,23 +65,25 @@ class Rows:
       item = jnp.searchsorted(ids, x).astype(jnp.int32) + 1
       return jnp.where(x > count, x - count + len(ids), jnp.where(x > 0, item, 0))
 
-    def gather(x, axis, size):
+    def gather(x, place):
+      axis, size = place
       return jnp.take(x, rows[:size], axis=axis, mode="clip")
 
-    def write(x, part, axis, size):
+    def write(x, part, place):
+      axis, size = place
       return x.at[(slice(None),) * axis + (places[:size],)].set(part, mode="drop")
 
     leaves = {leaf: (axis, sizes[vocabulary]) for leaf, (vocabulary, axis)
               in self.model.row_tables().items() if vocabulary in sizes}
     whole = params, opt_state
-    params, opt_state = (_map(gather, leaves, tree) for tree in whole)
+    params, opt_state = (trees.map_slots(gather, leaves, tree) for tree in whole)
     named = {name: rename(x) if name in self.objective.item_inputs else x
              for name, x in inputs.items()}
     tables = {name: jnp.take(x, rows, axis=0, mode="clip") for name, x in self.tables.items()}
     apply_fn = step.make_apply(self.model.clone(num_items=len(ids)), tables)
 
     def widen(*parts):
-      return tuple(_map(write, leaves, tree, part)
+      return tuple(trees.map_slots(write, leaves, tree, part)
                    for tree, part in zip(whole, parts, strict=True))
     return apply_fn, params, opt_state, named, widen
 
@@ -102,17 +103,3 @@ def make(wanted, *, model, tables, objective):
   if wanted or wanted is None and objective.item_inputs and model.num_items >= LARGE:
     return Rows(model, tables, objective, always=bool(wanted))
   return None
-
-
-def _map(fn, leaves, tree, *rest):
-  """Returns the tree with fn(x, ..., axis, size) for the row tables and their slots.
-
-  A slot is known by its name, which ends in that of its leaf. Of `rest` all other leaves are taken.
-  """
-  def one(path, x, *others):
-    name = f"/{trees.name(path)}"
-    for leaf, (axis, size) in leaves.items():
-      if name.endswith(f"/{leaf}"):
-        return fn(x, *others, axis, size)
-    return others[-1] if others else x
-  return jax.tree_util.tree_map_with_path(one, tree, *rest)

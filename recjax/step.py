@@ -29,7 +29,7 @@ def make_apply(model, tables):
 
 
 def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_batches, rooms,
-                     rows=None):
+                     rows=None, split=None):
   """Returns the compiled `(state, resident, count) -> (state, sums)` that takes `count` steps.
 
   The state is donated. `count` is traced: any number of steps runs the same program, and running
@@ -48,7 +48,10 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
     rooms: {columns: room for labels in a part}. With several, rows are sorted by length and every
       part is cut to the fewest columns that hold it: padding costs as much as items do.
     rows: `sparse.Rows`, where only rows of the batch's items are differentiated and updated.
+    split: of `partition.split_rows`, tables that are split over the model axis.
   """
+  split = split or {}
+
   def differentiate(params, inputs, rng, *, apply_fn, columns):
     if len(rooms) > 1:
       inputs = objective.trim(inputs, columns)
@@ -66,12 +69,20 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
   def whole(*state):
     return apply_fn, *state, lambda *state: state
 
+  def constrain(state):
+    if not split:
+      return state
+    return jax.lax.with_sharding_constraint(state, partition.shardings(state, split, mesh))
+
   def update(params, opt_state, inputs, rng):
     narrow = whole if rows is None else rows.narrow
-    apply, params, opt_state, inputs, widen = narrow(params, opt_state, inputs)
+    apply, some, opt_state, inputs, widen = narrow(params, opt_state, inputs)
+    # What was narrowed is whole on every device.
+    specs = partition.specs(params, split) if split and some is params else None
+    params = some
     branches = {columns: functools.partial(differentiate, apply_fn=apply, columns=columns)
                 for columns in rooms}
-    grads, sums = _accumulate(branches, params, inputs, rng, micro_batches, mesh)
+    grads, sums = _accumulate(branches, params, inputs, rng, micro_batches, mesh, specs)
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1), grads)
     changes, opt_state = tx.update(grads, opt_state, params)
     sums["grad_norm"] = optim.global_norm(grads)
@@ -91,7 +102,7 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
       rng, before = jax.random.fold_in(rng, turn), params
       params, opt_state, _ = update(params, opt_state, inputs, rng)
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-    return state, {**first, "examples": jnp.sum(batch["users"] > 0),
+    return constrain(state), {**first, "examples": jnp.sum(batch["users"] > 0),
                    "tokens": jnp.sum(batch["items"] > 0)}
 
   def many(state, resident, count):
@@ -99,30 +110,41 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
     def body(_, carry):
       state, sums = step(carry[0], resident)
       return state, jax.tree.map(jnp.add, carry[1], sums)
-    return jax.lax.fori_loop(0, count, body, (state, _zeros(step, state, resident)[1]))
+    state, sums = jax.lax.fori_loop(0, count, body, (state, _zeros(step, state, resident)[1]))
+    return constrain(state), sums
 
-  return jax.jit(many, donate_argnums=0, out_shardings=partition.replicated(mesh))
+  everywhere = partition.replicated(mesh)
+  return jax.jit(many, donate_argnums=0, out_shardings=(None, everywhere) if split else everywhere)
 
 
-def make_predict(apply_fn, objective, mesh):
+def make_predict(apply_fn, objective, mesh, split=None):
   """Returns predict(params, users [B], histories [B, T], ...) -> what `objective` predicts.
 
   That is float32 scores [B, N + 1], or what `readout`, if there is one, makes of `catalog.Scores`
-  [B, 1]; or ratings. The further arrays are those that `objective.predict` asks for.
+  [B, 1]; or ratings. The further arrays are those that `objective.predict` asks for. Arrays that a
+  readout needs are [B, ...] as well, and it is a `jax.tree_util.Partial` of them.
   """
-  def predict(params, *arrays, readout=None):
+  def ask(params, readout, *arrays):
     ask = objective.predict
     if readout is not None:
       ask = functools.partial(ask, readout=readout)
-    return ask(apply_fn, params, *partition.constrain_rows(arrays, mesh))
+    return ask(apply_fn, params, *arrays)
+
+  def predict(params, *arrays, readout=None):
+    arrays = partition.constrain_rows(arrays, mesh)
+    if not split:
+      return ask(params, readout, *arrays)
+    return partition.of_rows(ask, mesh, params=partition.specs(params, split))(
+      params, readout, *arrays)
   return predict
 
 
-def _accumulate(branches, params, inputs, rng, parts, mesh):
+def _accumulate(branches, params, inputs, rng, parts, mesh, specs=None):
   """Returns fn(params, part, rng) summed over equal parts of `inputs`, one after the other.
 
   `branches` is {columns: fn}; of several, each part takes that of the fewest columns that hold it.
   Every device takes its share of the parts, number by number, and sums are added up at the end.
+  With `specs` of parameters that are split, it computes with its rows of them.
   """
   widths, fns = sorted(branches), [branches[columns] for columns in sorted(branches)]
   length = jnp.zeros(len(jax.tree.leaves(inputs)[0]), jnp.int32)
@@ -131,10 +153,10 @@ def _accumulate(branches, params, inputs, rng, parts, mesh):
     length = jnp.where(seen.any(1), seen.shape[1] - jnp.argmax(seen, 1), 0)
     order = jnp.argsort(length)
     length, inputs = length[order], jax.tree.map(lambda x: x[order], inputs)
-  elif parts == 1:
+  elif parts == 1 and specs is None:
     return fns[0](params, inputs, rng)
   fns = [jax.jit(fn) for fn in fns]  # traced once, for the shapes and for the loop
-  devices = mesh.devices.size
+  devices = partition.data_devices(mesh)
   cut = lambda x: x.reshape(parts // devices, devices, x.shape[0] // parts, *x.shape[1:])
 
   def share(params, pieces, longest, rng):
@@ -149,7 +171,7 @@ def _accumulate(branches, params, inputs, rng, parts, mesh):
     index = jnp.arange(parts // devices) * devices
     return jax.lax.scan(body, start, (index, longest[:, 0], pieces))[0]
 
-  return partition.over_devices(share, mesh, split=(None, 1, 1, None))(
+  return partition.over_devices(share, mesh, split=(None, 1, 1, None), params=specs)(
     params, jax.tree.map(cut, inputs), cut(length).max(2), rng)
 
 

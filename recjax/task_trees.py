@@ -20,6 +20,20 @@ class Task:
     return trees.unflatten({n: x for n, x in trees.flatten(params).items() if n in self.leaves})
 
 
+def of(crossing):
+  """Returns the Task of a run that saves what it trains and names what it took.
+
+  Args:
+    crossing: of `train.transfer_from`; without a source, or with several, a UserError.
+  """
+  if crossing is None or crossing["backbone"] is None:
+    raise errors.UserError("transfer.task_tree=True leaves frozen parameters to a backbone; set "
+                           "transfer.checkpoint to the --workdir of the run that trained it")
+  own = {leaf["target"] for leaf in crossing["leaves"]
+         if leaf["trainable"] or leaf["source"] == "fresh"}
+  return Task(frozenset(own), crossing["backbone"])
+
+
 def check_backbone(where, stored, mine):
   """Raises UserError where a task's checkpoint names another backbone than `mine`.
 

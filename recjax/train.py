@@ -36,7 +36,6 @@ from recjax import (
 )
 from recjax import clock as clock_lib
 from recjax import setting as setting_lib
-from recjax import state as state_lib
 from recjax.evaluators import metrics
 
 FLAGS = flags.FLAGS
@@ -55,6 +54,16 @@ class Progress:
   examples: int = 0
   logged_s: float = 0.0  # train_s at the last row of metrics.jsonl
   sums: dict = dataclasses.field(default_factory=dict)  # of the steps since that row
+  orders: list = dataclasses.field(default_factory=list)  # [first step, order of the feed]
+
+  def follow(self, step, order):
+    """Notes what the order of batches depends on; says so where that is not what it was."""
+    if self.orders and self.orders[-1][1] != order:
+      record.warn(f"fed by {self.orders[-1][1]} until step {step}, from now on by {order}: batches "
+                  "come in another order, and of the users of this epoch some come twice and "
+                  "others not. The run goes on, but is not the one that would not have stopped")
+    if not self.orders or self.orders[-1][1] != order:
+      self.orders.append([step, order])
 
   def add(self, sums):
     """Adds the metrics of a group of steps."""
@@ -155,34 +164,34 @@ def run(config, workdir, setting, clock):
   if config.transfer.checkpoint and (not resuming or config.transfer.get("task_tree")):
     params, crossing = transfer_from(config.transfer, params, exp, trainable)
   if config.transfer.get("task_tree"):
-    task = task_of(crossing)
+    task = task_trees.of(crossing)
   train_steps = setting.make_steps(tx, trainable)
 
   # From here on the run writes: what a user can get wrong was checked above.
   results.start(workdir, config, crossing, resuming=resuming, write=partition.is_first())
-  checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, task=task)
-  everywhere = partition.replicated(exp.mesh)
-  state, progress = state_lib.create(params, tx, config.seed), Progress()
+  checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, split=exp.split,
+                                       task=task)
+  progress = Progress()
   origin = {"rows": exp.rows(task and task.leaves), "data": exp.data.identity()}
   stored_config = results.plain(config)
   found = None
   if resuming:
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
-    frozen = task and trees.flatten(partition.put(params, everywhere))
-    found = checkpoints.restore_latest(abstract, **origin, report=record.warn, frozen=frozen)
+    frozen = task and trees.flatten(exp.place(params))
+    found = checkpoints.restore_latest(exp.abstract_state(params, tx, config.seed), **origin,
+                                       report=record.warn, frozen=frozen)
     if found is None and config.transfer.checkpoint:  # All damaged: start as the first time.
       params, crossing = transfer_from(config.transfer, params, exp, trainable)
-      state = state_lib.create(params, tx, config.seed)
   if found is None:
-    state = partition.put_state(state, everywhere)
+    state = exp.create_state(params, tx, config.seed)
   else:
     state, host = found
     progress = Progress(**host)
   step = int(state.step)
+  progress.follow(step, setting.feed.order)
   recorder = record.Recorder(workdir, start_step=step, total_steps=total_steps,
                              active=partition.is_first(), tensorboard=config.log.tensorboard)
-  announce(recorder, exp, params, trainable, crossing, step)
+  shapes = exp.params_shapes() if exp.split else params
+  announce(recorder, exp, shapes, trainable, crossing, step)
 
   with clock.measure("compile"):
     setting.norm(state.params)
@@ -238,11 +247,13 @@ def run(config, workdir, setting, clock):
     best = checkpoints.restore_params(progress.best_step, state.params)
   with clock.measure("evaluate"):
     report = results.evaluate(exp, setting.test, best, workdir, write=partition.is_first())
-  trained = {leaf: x for leaf, x in trees.flatten(params).items() if trainable[leaf]}
+  trained = {leaf: x for leaf, x in trees.flatten(shapes).items() if trainable[leaf]}
   report["run"].update(
     steps=step, total_steps=total_steps, best_step=progress.best_step or step,
-    best_validation=progress.best_value, stopped=progress.stopped, parameters=trees.count(params),
+    best_validation=progress.best_value, stopped=progress.stopped, parameters=trees.count(shapes),
     trained_parameters=trees.count(trained), trained_bytes=trees.nbytes(trained))
+  if len(progress.orders) > 1:
+    report["run"]["orders"] = progress.orders
   facts = yield
   report["speed"] = speed(exp, clock, examples=progress.examples, train_s=progress.train_s) | facts
   for context, table in report["contexts"].items():
@@ -262,8 +273,7 @@ def fit(config, workdir, exp, clock):
   results.start(workdir, config, None, resuming=False, write=partition.is_first())
   with clock.measure("train"):
     params = exp.init_params(config.seed)
-  state = partition.put_state(state_lib.create(params, optim.none(), config.seed),
-                              partition.replicated(exp.mesh))
+  state = exp.create_state(params, optim.none(), config.seed)
   checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
   checkpoints.save(state, rows=exp.rows(), data=exp.data.identity(), config=results.plain(config),
                    best_step=0, host={})
@@ -303,20 +313,6 @@ def transfer_from(config, params, exp, trainable):
             "leaves": [dict(entry.describe(), trainable=trainable[entry.target]) for entry in plan],
             "table": transfer.describe(plan, trainable)}
   return merged, report
-
-
-def task_of(crossing):
-  """Returns the `task_trees.Task` of a run that saves what it trains and names what it took.
-
-  Args:
-    crossing: of `transfer_from`; without a source, or with several, a UserError.
-  """
-  if crossing is None or crossing["backbone"] is None:
-    raise errors.UserError("transfer.task_tree=True leaves frozen parameters to a backbone; set "
-                           "transfer.checkpoint to the --workdir of the run that trained it")
-  own = {leaf["target"] for leaf in crossing["leaves"]
-         if leaf["trainable"] or leaf["source"] == "fresh"}
-  return task_trees.Task(frozenset(own), crossing["backbone"])
 
 
 def announce(recorder, exp, params, trainable, crossing, step):

@@ -66,6 +66,26 @@ def map_names(fn, tree):
   return jax.tree_util.tree_map_with_path(lambda path, leaf: fn(name(path), leaf), tree)
 
 
+def map_slots(fn, leaves, tree, *rest):
+  """Returns the tree with fn(x, ..., leaves[leaf]) for chosen leaves and their optimizer slots.
+
+  A slot is known by its name, which ends in that of its leaf. Of `rest` all other leaves are taken.
+
+  Args:
+    fn: of the value in `tree`, those in `rest`, and what `leaves` says.
+    leaves: {leaf name: anything}.
+    tree: parameters, optimizer slots, or a state.
+    *rest: trees of the same structure.
+  """
+  def one(path, x, *others):
+    whole = f"/{name(path)}"
+    for leaf, value in leaves.items():
+      if whole.endswith(f"/{leaf}"):
+        return fn(x, *others, value)
+    return others[-1] if others else x
+  return jax.tree_util.tree_map_with_path(one, tree, *rest)
+
+
 def count(tree):
   """Returns the number of scalars in the tree."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree_util.tree_leaves(tree))

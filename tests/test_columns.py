@@ -78,7 +78,7 @@ def _encoder(rate, **block):
   block = {**dict(heads=2, hidden=32, act="gelu_tanh", norm="pre", dropout=rate,
                   attention_dropout=rate, hidden_dropout=rate, output_dropout=rate,
                   initializer="torch", dtype="float32"), **block}
-  settings = dict(num_layers=2, causal=False, final_norm=False, block=block)
+  settings = dict(num_layers=2, causal=False, final_norm=False, remat=False, block=block)
   x = jax.random.normal(jax.random.key(1), (B, T, W))
   keep = _batch(0.2)[0] > 0
   init = functools.partial(transformer.Encoder(2, block).init, train=False)
@@ -101,6 +101,30 @@ def test_gradients_with_dropout_are_those_of_the_same_masks():
   ahead, back = (total(*jax.tree.map(lambda p, w, s=s: p + s * step * w, (params, x), way))
                  for s in (1, -1))
   np.testing.assert_allclose((ahead - back) / (2 * step), slope, rtol=0.02)
+
+
+@pytest.mark.parametrize("layout", ["columns", "rows"])
+def test_recomputed_blocks_have_the_same_gradients_in_less_memory(layout):
+  settings, params, x, keep = _encoder(0.3)
+  settings["num_layers"], rows, length = 4, 64, 32
+  x, keep = jnp.ones((rows, length, W)), jnp.ones((rows, length), bool)
+  params = {**params, "block_2": params["block_0"], "block_3": params["block_1"]}
+  positions = jnp.arange(rows * length)[None]
+  def total(params, x, remat):
+    key = jax.random.key(5)
+    if layout == "columns":
+      out = columns.encode(params, x, keep, positions, settings={**settings, "remat": remat},
+                           rng=key)
+    else:
+      out, _ = transformer.Encoder(4, settings["block"], remat=remat).apply(
+        {"params": params}, x, keep, train=True, rngs={"dropout": key})
+    return jnp.sum(out ** 2)
+  compiled = [jax.jit(jax.grad(functools.partial(total, remat=remat))).lower(params, x).compile()
+              for remat in (False, True)]
+  for kept, again in zip(*map(jax.tree.leaves, (run(params, x) for run in compiled)), strict=True):
+    np.testing.assert_allclose(again, kept, atol=1e-6 * np.abs(kept).max() + 1e-9, rtol=1e-4)
+  kept, again = (run.memory_analysis().temp_size_in_bytes for run in compiled)
+  assert again < 0.6 * kept
 
 
 def test_dropout_leaves_the_mean_and_follows_its_key():

@@ -3,7 +3,8 @@
 A module may import of recjax only what its row names (`data.*` is everything in data/, `*` is
 everything but `train`), and every module has a row: the most exact one that fits.
 
-    errors catalog                      nothing
+    errors collective                   nothing
+    catalog                             collective
     trees spec clock                    errors
     digests                             trees
     record                              errors clock
@@ -11,7 +12,8 @@ everything but `train`), and every module has a row: the most exact one that fit
     state                               errors trees
     step                                errors trees state optim partition
     sparse                              errors trees step
-    transfer partition task_trees       errors trees
+    transfer task_trees                 errors trees
+    partition                           errors trees collective
     checkpoint                          errors trees digests task_trees
     optim                               errors trees spec
     statistics slices                   errors
@@ -25,16 +27,17 @@ everything but `train`), and every module has a row: the most exact one that fit
     results                             errors trees record slices data.* evaluators.*
     experiment                          errors trees state step partition checkpoint transfer
                                         task_trees models.* objectives.* data.* evaluators.*
-    models/ (one paper a file)          errors catalog models.layers models.columns
-                                        models.patches models.pairwise
+    models/ (one paper a file)          errors catalog collective models.layers
+                                        models.columns models.patches models.pairwise
                                         models.transformer;
                                         models/__init__: models.*
     objectives/                         errors catalog objectives.*
     data/                               errors spec data.*
-    evaluators/                         errors catalog data.* evaluators.*
+    evaluators/                         errors catalog collective data.* evaluators.*
     analysis                            errors trees record checkpoint data.sequences
     feed                                errors partition data.*
-    setting                             errors spec state step sparse optim results experiment feed
+    setting                             errors spec state step sparse optim partition results
+                                        experiment feed
     cohort_plan trials study_cohorts    no jax: errors, record, report and the like
     train evaluate study cohort recommend prepare  *; study and cohort also train
 
@@ -59,7 +62,8 @@ MAX_LINES = 400
 ENTRIES = {"train", "cohort", "evaluate", "study", "recommend", "prepare"}
 MAY_IMPORT = {
   "__init__": set(),
-  **dict.fromkeys(("errors", "catalog"), set()),
+  **dict.fromkeys(("errors", "collective"), set()),
+  "catalog": {"collective"},
   **dict.fromkeys(("trees", "spec", "clock", "cli", "statistics", "slices"), {"errors"}),
   **dict.fromkeys(("tables", "comparisons"), {"errors", "statistics", "slices",
                                               "evaluators.metrics"}),
@@ -70,8 +74,9 @@ MAY_IMPORT = {
   "state": {"errors", "trees"},
   "step": {"errors", "trees", "state", "optim", "partition"},
   "sparse": {"errors", "trees", "step"},
-  **dict.fromkeys(("transfer", "partition", "task_trees"), {"errors", "trees"}),
+  **dict.fromkeys(("transfer", "task_trees"), {"errors", "trees"}),
   "digests": {"trees"},
+  "partition": {"errors", "trees", "collective"},
   "checkpoint": {"errors", "trees", "digests", "task_trees"},
   "optim": {"errors", "trees", "spec"},
   "report": {"errors", "record", "slices", "statistics", "comparisons", "claims", "tables",
@@ -81,17 +86,17 @@ MAY_IMPORT = {
   "experiment": {"errors", "trees", "state", "step", "partition", "checkpoint", "transfer",
                  "task_trees", "models.*", "objectives.*", "data.*", "evaluators.*"},
   "models.__init__": {"errors", "models.*"},
-  "models.*": {"errors", "catalog", "models.layers", "models.columns", "models.patches",
-               "models.pairwise", "models.transformer"},
+  "models.*": {"errors", "catalog", "collective", "models.layers", "models.columns",
+               "models.patches", "models.pairwise", "models.transformer"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
-  "evaluators.*": {"errors", "catalog", "data.*", "evaluators.*"},
+  "evaluators.*": {"errors", "catalog", "collective", "data.*", "evaluators.*"},
   "analysis": {"errors", "trees", "record", "checkpoint", "data.sequences"},
   **dict.fromkeys(ENTRIES, {"*"}),
   **dict.fromkeys(("study", "cohort"), {"*", "train"}),
   "feed": {"errors", "partition", "data.*"},
-  "setting": {"errors", "spec", "state", "step", "sparse", "optim", "results", "experiment",
-              "feed"},
+  "setting": {"errors", "spec", "state", "step", "sparse", "optim", "partition", "results",
+              "experiment", "feed"},
   "cohort_plan": {"errors"},
   "trials": {"record", "evaluators.metrics"},
   "study_cohorts": {"errors", "report", "tables", "cohort_plan"},

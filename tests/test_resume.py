@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import socket
+import sys
 import time
 
 import numpy as np
@@ -228,3 +229,32 @@ def test_two_processes_train_and_resume_as_one(tmp_path):
     np.testing.assert_allclose(a[name], b[name], atol=1e-3, rtol=1e-3, err_msg=name)
   assert tiny.metric_rows(workdir).keys() == tiny.metric_rows(reference).keys()
   assert record.read_metrics(workdir / "metrics.jsonl")
+
+
+@pytest.mark.slow
+def test_two_processes_one_is_killed_and_other_devices_go_on(tmp_path):
+  fields = {"total_steps": 100, "eval.every_steps": 50, "checkpoint.every_steps": 20}
+  reference = tiny.finished("tgt", *fields.items())
+  workdir = tmp_path / "run"
+  pair = _processes(workdir, tiny.config(**fields, model_devices=2), _port())
+  deadline = time.monotonic() + 200
+  while not checkpoint.has_checkpoint(workdir) and time.monotonic() < deadline:
+    assert all(p.poll() is None for p in pair), [p.communicate()[1] for p in pair]
+    time.sleep(0.05)
+  pair[1].kill()  # The other one waits for it in vain, until jax or whoever started it ends it.
+  time.sleep(2)
+  pair[0].kill()
+  said = [p.communicate(timeout=60)[1] for p in pair]
+  assert tiny.steps(workdir)[-1] < 100, said
+  # 2 x 2 devices of two processes were killed; 2 of one go on, data x model 2 x 1.
+  code, stderr = tiny.run(tiny.command(workdir, tiny.config(**fields)), devices=2)
+  assert code == 0 and "resumed at step" in stderr, stderr
+  a, b = (checkpoint.Reader(w, fields["total_steps"]).params() for w in (reference, workdir))
+  for name in a:
+    np.testing.assert_allclose(a[name], b[name], atol=1e-3, rtol=1e-3, err_msg=name)
+  assert tiny.metric_rows(workdir).keys() == tiny.metric_rows(reference).keys()
+  ours, theirs = (results.finished(w)["test"]["full"] for w in (workdir, reference))
+  assert ours == pytest.approx(theirs, abs=0.02)
+  code, stderr = tiny.run([sys.executable, "-m", "recjax.evaluate", f"--workdir={workdir}"],
+                          devices=1)
+  assert code == 0, stderr

@@ -3,7 +3,8 @@
   python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=DIR --data_dir=DIR
 
 RAW_DIR holds `ml-1m/` (ratings.dat, movies.dat and, for what users are, users.dat, plain or .gz),
-or those files themselves, or `ml-1m.zip`; with --config.download=true the zip is fetched into it (5.9 MB). Takes 3 seconds.
+or those files themselves, or `ml-1m.zip`; with --config.download=true the zip is fetched into it
+(5.9 MB). Takes 3 seconds.
 
 A movie is in the target domain iff its first-listed genre is one of eight. Interactions are sorted
 by (time, row of ratings.dat). What to expect (the build fails otherwise; --config.check=false

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recjax import catalog, errors
+from recjax import catalog, collective, errors
 from recjax.data import sequences
 from recjax.evaluators import candidates, held_out, metrics, popularity, values
 
@@ -94,7 +94,8 @@ class Ranking:
     Histories are left-padded with the most recent item last; column 0 of the scores is ignored.
     `score_fn` is compiled once per function object: pass the same one each time. Batches are filled
     up with user 0 and an empty history. In a large catalog (and where it is costly) it is also
-    given `readout`, a function of the `catalog.Scores` [B, 1] whose answer it returns instead.
+    given `readout`, a function of the `catalog.Scores` [B, 1] (a `jax.tree_util.Partial` of arrays
+    [B, ...]) whose answer it returns instead.
 
     Raises:
       FloatingPointError: a score of an evaluated user is NaN (if it is looked at: all are, but for
@@ -150,7 +151,7 @@ class Ranking:
     return _count(scores, batch, self._in_domain)
 
   def _stream(self, score_fn, params, batch, histories):
-    readout = functools.partial(_stream, batch=batch, in_domain=jnp.asarray(self._in_domain))
+    readout = jax.tree_util.Partial(functools.partial(_stream, self._in_domain), batch)
     return score_fn(params, batch["users"], histories, readout=readout)
 
   def _collect(self, found, each, context, rows, mask, counts):
@@ -184,9 +185,9 @@ def _count(scores, batch, in_domain):
   return counts | _tally(batch, found, domain, in_domain)
 
 
-def _stream(scores, *, batch, in_domain):
+def _stream(in_domain, batch, scores):
   """Returns what `_count` does, of `catalog.Scores` [B, 1]."""
-  asked = _asked(batch)
+  asked, in_domain = _asked(batch), jnp.asarray(in_domain)
   ids, shape_of = jnp.concatenate(jax.tree.leaves(asked), axis=1), jax.tree.structure(asked)
   cuts = np.cumsum([x.shape[1] for x in jax.tree.leaves(asked)])[:-1]
   split = lambda found: shape_of.unflatten(jnp.split(found, cuts, axis=1))
@@ -200,16 +201,24 @@ def _stream(scores, *, batch, in_domain):
     place = ids - names[0]
     here = jnp.take_along_axis(block[:, 0], jnp.clip(place, 0, len(names) - 1), axis=1)
     found = jnp.where((place >= 0) & (place < len(names)), here, found)
-    return found, nan | (jnp.isnan(block[:, 0]) & (names > 0)).any(axis=1), domain
+    return found, nan | (jnp.isnan(block[:, 0]) & (names > 0) & fresh).any(axis=1), domain
 
   def compare(carry, block, names, fresh):
     found, nan, domain = carry
     more = _compare(split(found)["positives"], block[:, 0], (in_domain[names] & fresh)[None])
     return found, nan, jax.tree.map(jnp.add, domain, more)
 
+  def join_picked(carry):  # One device has found each.
+    found, nan, domain = carry
+    return collective.leave(found), collective.leave(nan.astype(jnp.int32)) > 0, domain
+
+  def join_compared(carry):
+    return *carry[:2], collective.leave(carry[2])
+
   none = jnp.zeros(batch["positives"].shape, jnp.int32)
   found, nan, domain = scores.fold(
-    (jnp.zeros(ids.shape, jnp.float32), jnp.zeros(len(ids), bool), (none, none)), pick, compare)
+    (jnp.zeros(ids.shape, jnp.float32), jnp.zeros(len(ids), bool), (none, none)), pick, compare,
+    joins=(join_picked, join_compared))
   return {"nan": nan, **_tally(batch, split(found), domain, in_domain)}
 
 

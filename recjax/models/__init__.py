@@ -25,6 +25,11 @@ where it learns two domains at once,
 and, where its parameters are computed from the data instead of trained,
 
     fit(data)            the parameters; `init` then only says their shapes
+
+and, where devices may split the rows of its item tables: it reads these through `layers.ItemTable`,
+`layers.held` and `catalog.Scores` alone,
+
+    splits_items         True
 """
 
 import dataclasses

@@ -41,8 +41,7 @@ class Embed(nn.Module):
   def __call__(self, items, users, tables):
     """Returns ([B, T, W], [B, user_width] or None); padding has a vector of its own, trained."""
     start = dict(initializer="caser", dtype=self.dtype)
-    parts = [nn.Embed(self.num_items + 2, self.item_width, name="item", dtype=self.dtype,
-                      embedding_init=layers.table_init("caser"))(items)]
+    parts = [layers.ItemTable(self.num_items + 2, self.item_width, **start, name="item")(items)]
     for field, rows, width, slots in self.fields:
       values = layers.RowTable(rows, width, **start, name=field)(jnp.take(tables[field], items, 0))
       parts.append(values.reshape(*items.shape, slots * width))
@@ -73,9 +72,10 @@ class Output(nn.Module):
 
   @nn.compact
   def __call__(self, x, candidates=None, readout=None):
-    table = self.param("W2", layers.table_init("caser"), (self.num_items + 1, x.shape[-1]))
-    bias = self.param("b2", nn.initializers.zeros_init(), (self.num_items + 1,))
-    return catalog.read(catalog.Scores(x, table, bias), candidates, readout)
+    count = self.num_items + 1
+    table = layers.held(self, "W2", layers.table_init("caser"), (count, x.shape[-1]))
+    bias = layers.held(self, "b2", nn.initializers.zeros_init(), (count,))
+    return catalog.read(catalog.Scores(x, table, bias, count=count), candidates, readout)
 
 
 class Caser(nn.Module):
@@ -98,6 +98,7 @@ class Caser(nn.Module):
   dtype: str = "float32"
   objectives = ("next_window", "masked_window")
   extra_tokens = 0
+  splits_items = True
   choices = {"dtype": ("float32", "bfloat16")}
 
   @nn.compact

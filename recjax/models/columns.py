@@ -34,7 +34,8 @@ def encode(params, x, keep, positions, *, settings, rng=None):
     keep: bool [B, T], False at padding.
     positions: int32 [S, C], flat in each of S equal runs of rows. They ascend; places after the
       last one hold 0 and get anything finite.
-    settings: dict of num_layers, causal, final_norm, and `block`, what `transformer.Block` takes.
+    settings: dict of num_layers, causal, final_norm, remat, and `block`, what `transformer.Block`
+      takes.
     rng: key of dropout, None without.
   """
   block = settings["block"]
@@ -48,9 +49,12 @@ def encode(params, x, keep, positions, *, settings, rng=None):
     seeds = [None] * SITES if rng is None else jax.random.bits(
       jax.random.fold_in(rng, index), (SITES, 2), jnp.uint32)
     last = narrow and index == total - 1
-    x = _block(params[f"block_{index}"], x, keep, scored if last else None, seeds, operand,
-               causal=settings["causal"], **{k: v for k, v in block.items()
-                                             if k not in ("dtype", "initializer")})
+    apply = functools.partial(_block, keep=keep, scored=scored if last else None, operand=operand,
+                              causal=settings["causal"], **{k: v for k, v in block.items()
+                                                            if k not in ("dtype", "initializer")})
+    if settings["remat"]:
+      apply = jax.checkpoint(apply)
+    x = apply(params[f"block_{index}"], x, seeds=seeds)
   if not narrow:
     x = scored.take(x)
   if settings["final_norm"]:
@@ -58,7 +62,7 @@ def encode(params, x, keep, positions, *, settings, rng=None):
   return x.T.reshape(runs, room, width)
 
 
-def _block(params, x, keep, scored, seeds, operand, *, causal, heads, hidden, act, norm, dropout,
+def _block(params, x, *, keep, scored, seeds, operand, causal, heads, hidden, act, norm, dropout,
            attention_dropout, hidden_dropout, output_dropout):
   """Returns `transformer.Block` of x [W, N], [W, N] or at the `scored` positions alone [W, S C]."""
   del hidden

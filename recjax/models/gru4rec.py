@@ -103,6 +103,7 @@ class GRU4Rec(nn.Module):
   dtype: str = "float32"
   extra_tokens = 0
   labels, patch = 0, "none"
+  splits_items = True
   objectives = ("causal_next_item",)
   choices = {"output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
              "dtype": ("float32", "bfloat16")}

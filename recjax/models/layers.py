@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from recjax import catalog
+from recjax import collective
 
 ACTIVATIONS = {
   "relu": nn.relu,
@@ -76,6 +77,30 @@ def kept(shape, seeds, rate):
   return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
+class ItemTable(nn.Module):
+  """A table of vectors for ids 0..rows-1, of which a device may hold a share (see `held`)."""
+  rows: int
+  width: int
+  initializer: str
+  dtype: jnp.dtype
+
+  def setup(self):
+    self.embedding = held(self, "embedding", table_init(self.initializer), (self.rows, self.width))
+
+  def __call__(self, ids):
+    return collective.look_up(self.embedding.astype(self.dtype), ids, rows=self.rows)
+
+
+def held(module, name, init, shape):
+  """Returns a parameter of `module`, or this device's share of its rows; see recjax/collective.py.
+
+  Flax itself insists on the shape that a parameter starts with.
+  """
+  if module.has_variable("params", name):
+    return module.get_variable("params", name)
+  return module.param(name, init, shape, jnp.float32)
+
+
 class RowTable(nn.Module):
   """A table of vectors for ids 1..rows; id 0 (padding, unknown) gives zeros and owns no row."""
   rows: int
@@ -101,10 +126,12 @@ class LinearHead(nn.Module):
     """Returns [..., N + 1], or what `catalog.read` says."""
     layer = dense(self.num_items + 1, initializer=self.initializer, fan_in=x.shape[-1],
                   name="scores", dtype=self.dtype)
-    if candidates is None and readout is None:
+    if self.is_initializing():
       return layer(x)
     weights = layer.variables["params"]
-    scores = catalog.Scores(x, weights["kernel"], weights["bias"], axis=1)
+    scores = catalog.Scores(x, weights["kernel"], weights["bias"], axis=1, count=self.num_items + 1)
+    if candidates is None and readout is None and not scores.shared:
+      return layer(x)
     return catalog.read(scores, candidates, readout)
 
 

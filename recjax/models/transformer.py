@@ -42,8 +42,8 @@ class SequenceEmbed(nn.Module):
 
   def setup(self):
     start = layers.table_init(self.initializer)
-    self.item = nn.Embed(self.num_items + 2 + self.extra_tokens, self.item_width,
-                         embedding_init=start, dtype=self.dtype)
+    self.item = layers.ItemTable(self.num_items + 2 + self.extra_tokens, self.item_width,
+                                 self.initializer, self.dtype)
     def position(name, width):
       if self.places:
         setattr(self, f"{name}_pos", nn.Embed(self.max_len, width, embedding_init=start,
@@ -207,6 +207,7 @@ class Encoder(nn.Module):
   causal: bool = False
   final_norm: bool = False
   patch: patches.Patch = patches.NONE
+  remat: bool = False  # keep the input of a block alone, and compute the block again backward
 
   @nn.compact
   def __call__(self, x, keep, *, train):
@@ -221,8 +222,11 @@ class Encoder(nn.Module):
     if self.causal:
       mask = mask & jnp.tril(jnp.ones((x.shape[1],) * 2, bool))
     out = {}
+    apply = lambda block, x, mask: block(x, mask, train=train)
+    if self.remat:
+      apply = nn.remat(apply)
     for index in range(self.num_layers):  # A python loop keeps block_i addressable by name.
-      x = Block(**self.block, patch=self.patch, name=f"block_{index}")(x, mask, train=train)
+      x = apply(Block(**self.block, patch=self.patch, name=f"block_{index}"), x, mask)
       out[f"block_{index}"] = x
     if self.final_norm:
       x = nn.LayerNorm(epsilon=1e-6, dtype=x.dtype, name="final_norm")(x)
@@ -262,6 +266,8 @@ class SequenceTransformer(nn.Module):
   patch_scale: float = 1.0  # of LoRA, its a / r
   dtype: str = "float32"
   layout: str = "auto"  # of activations: rows, or columns, which are faster on a CPU
+  remat: bool = False  # keep only the inputs of blocks for the backward pass
+  splits_items = True
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
              "output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
              "patch": patches.TRANSFORMER, "dtype": ("float32", "bfloat16"),
@@ -302,12 +308,13 @@ class SequenceTransformer(nn.Module):
     patch = patches.Patch(
       self.patch, patches.size(self.patch, self.patch_width, x.shape[-1]), self.patch_scale)
     encoder = Encoder(self.num_layers, block, causal=self.causal, final_norm=self.final_norm,
-                      patch=patch, name="encoder")
+                      patch=patch, remat=self.remat, name="encoder")
     if positions is not None and self._in_columns() and not self.is_initializing():
       x = columns.encode(
         patches.merge(self.variables["params"]["encoder"], self.patch_scale), x, items > 0,
         positions, rng=self.make_rng("dropout") if train and self.dropout else None, settings=dict(
-          num_layers=self.num_layers, causal=self.causal, final_norm=self.final_norm, block=block))
+          num_layers=self.num_layers, causal=self.causal, final_norm=self.final_norm,
+          remat=self.remat, block=block))
     else:
       x, out["encoder"] = encoder(x, items > 0, train=train)
       out["encoded"] = x

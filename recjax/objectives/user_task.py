@@ -2,8 +2,8 @@
 
 A token (MASK's id) is appended to what the user chose; its vector is the user's. With
 `ends="both"`, as PeterRec reads a bidirectional backbone (Yuan et al. 2020), another stands before
-the first item, and the two vectors are added up. No user embedding is read: what is learned of one user must
-hold for others.
+the first item, and the two vectors are added up. No user embedding is read: what is learned of one
+user must hold for others.
 """
 
 import dataclasses
