@@ -22,4 +22,4 @@ VARIANTS = {
 
 class BERT4Rec(transformer.SequenceTransformer):
   """Scores every item at a MASK from the items on both sides of it."""
-  objectives = ("masked_item", "next_item")
+  objectives = ("masked_item", "next_item", "contrast")

@@ -27,4 +27,4 @@ VARIANTS = {
 class SASRec(transformer.SequenceTransformer):
   """Scores the item after every position from that position and those before it."""
   causal: bool = True
-  objectives = ("causal_next_item",)
+  objectives = ("causal_next_item", "contrast")

@@ -36,6 +36,7 @@ import functools
 import inspect
 
 from recjax import errors
+from recjax.objectives import contrast
 from recjax.objectives import masked_item
 from recjax.objectives import masked_window
 from recjax.objectives import mix
@@ -46,6 +47,7 @@ from recjax.objectives import untrained
 
 OBJECTIVES = {
   "autoencode": rating.Autoencode,
+  "contrast": contrast.Contrast,
   "masked_rating": rating.MaskedRating,
   "masked_item": masked_item.MaskedItem,
   "masked_window": masked_window.MaskedWindow,
