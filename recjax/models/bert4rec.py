@@ -23,4 +23,4 @@ VARIANTS = {
 
 class BERT4Rec(transformer.SequenceTransformer):
   """Scores every item at a MASK from the items on both sides of it."""
-  objectives = ("masked_item", "next_item", *patches.USER_TASKS)
+  objectives = ("masked_item", "next_item", "contrast", *patches.USER_TASKS)

@@ -28,4 +28,4 @@ VARIANTS = {
 class SASRec(transformer.SequenceTransformer):
   """Scores the item after every position from that position and those before it."""
   causal: bool = True
-  objectives = ("causal_next_item", *patches.USER_TASKS)
+  objectives = ("causal_next_item", "contrast", *patches.USER_TASKS)

@@ -37,6 +37,7 @@ import functools
 import inspect
 
 from recjax import errors
+from recjax.objectives import contrast
 from recjax.objectives import cross_pair
 from recjax.objectives import masked_item
 from recjax.objectives import masked_window
@@ -50,6 +51,7 @@ from recjax.objectives import user_task
 
 OBJECTIVES = {
   "autoencode": rating.Autoencode,
+  "contrast": contrast.Contrast,
   "masked_rating": rating.MaskedRating,
   "masked_item": masked_item.MaskedItem,
   "masked_window": masked_window.MaskedWindow,
