@@ -79,6 +79,10 @@ class Experiment:
       target_rows=self.rows(), source_rows=reader.rows())
     return transfer.merge(plan, params, reader.params(transfer.sources(plan))), plan, reader
 
+  def optim_rules(self, mode):
+    """Returns the rules of `recjax.optim` that a transfer mode of the model adds to the config's."""
+    return getattr(self.model, "optim_rules", lambda mode: ())(mode)
+
   @property
   def room(self):
     """Returns how many past items fit the model."""
@@ -194,7 +198,7 @@ def restore(workdir, *, step=None, data_dir=None, backbone=None):
   params = reader.params(sharding=partition.replicated(exp.mesh))
   if reader.task_of:
     config.transfer.checkpoint = backbone or config.transfer.checkpoint
-    whole, plan, source = exp.carry(config.transfer, exp.init_params(config.seed))
+    whole, plan, source = exp.carry(config.transfer, exp.init_params(0))
     task_trees.check_backbone(workdir, reader.task_of, source.backbone(transfer.sources(plan)))
     whole = partition.put(whole, partition.replicated(exp.mesh))
     params = {**trees.flatten(whole), **params}

@@ -33,7 +33,7 @@ everything but `train`), and every module has a row: the most exact one that fit
     evaluators/                         errors catalog data.* evaluators.*
     analysis                            errors trees record checkpoint data.sequences
     feed                                errors partition data.*
-    setting                             errors spec state step sparse optim results experiment feed
+    setting                             errors trees spec state step sparse optim results experiment feed
                                         objectives.*
     cohort_plan trials study_cohorts    no jax: errors, record, report and the like
     train evaluate study cohort recommend prepare  *; study and cohort also train
@@ -90,7 +90,7 @@ MAY_IMPORT = {
   **dict.fromkeys(ENTRIES, {"*"}),
   **dict.fromkeys(("study", "cohort"), {"*", "train"}),
   "feed": {"errors", "partition", "data.*"},
-  "setting": {"errors", "spec", "state", "step", "sparse", "optim", "results", "experiment",
+  "setting": {"errors", "trees", "spec", "state", "step", "sparse", "optim", "results", "experiment",
               "feed", "objectives.*"},
   "cohort_plan": {"errors"},
   "trials": {"record", "evaluators.metrics"},
