@@ -159,7 +159,8 @@ def shared_backbone(setting, config, states):
   split = lambda state, own: {leaf: x for leaf, x in trees.flatten(state.params).items()
                               if trainable[leaf] == own}
   frozen = split(states[0], False)
-  if not frozen or any(digests.of(split(state, False)) != digests.of(frozen) for state in states):
+  marks = [digests.of(split(state, False)) for state in states] if frozen else []
+  if not frozen or any(mark != marks[0] for mark in marks):
     return None
   own = trees.unflatten(split(states[0], True))
   tx, _, _ = setting.make_optimizer(config, states[0].params, part=own)
