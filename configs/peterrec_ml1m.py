@@ -43,6 +43,7 @@ def get_config(arg=None):
   if arg.backbone in ("sasrec", "bert4rec"):
     module = {"sasrec": sasrec_ml1m, "bert4rec": bert4rec_ml1m}[arg.backbone]
     config = module.get_config(f"data=src,size={arg.size}")
+    config.model.patch_scale = 1.0  # of LoRA, its a / r
     config.model.user_width = 0  # Tasks read no user: what they learn must hold for others.
   else:
     config = _convolutions(arg.backbone, small)
@@ -59,6 +60,7 @@ def _convolutions(backbone, small):
   config.model.update(name="nextitnet",
                       variant={"causal": "nextitnet", "noncausal": "grec"}[backbone])
   config.model.dilations = (1, 4) * (2 if small else 4)
+  config.model.legacy_inner_skip = False  # True: as the authors' parallel patches, no identity
   config.model.update(item_width=32 if small else 64, max_len=50 if small else 100)
   config.objective.name = {"causal": "causal_next_item", "noncausal": "masked_item"}[backbone]
   config.objective.masked_item.rate = 0.3

@@ -16,6 +16,9 @@ nobody else can tell. A member that has stopped or diverged leaves its lane to c
 reads. In "speed" a member has its share of the cohort's time, with `cohort` (members),
 `cohort_lanes` and `cohort_wall_s` (of all of them). launch/bench/cohort.py measures what it saves.
 
+Members that start from one backbone and train patches of it (`transfer.mode=patch`) have it once:
+lanes hold what each of them trains. (Until its first log a member keeps what it was started with.)
+
 The members' parameters and slots are held at once, `MAX_BYTES` at most, else they are trained in
 several parts; activations come on top. Multi-host runs, runs on a sharded data set, and runs whose
 tables are split over devices, are trained one by one.
@@ -37,8 +40,10 @@ from recjax import clock as clock_lib
 from recjax import (
   cli,
   cohort_plan,
+  digests,
   errors,
   experiment,
+  optim,
   partition,
   record,
   results,
@@ -121,9 +126,58 @@ def train_and_evaluate(configs, workdirs, *, lanes=None):
   return [ended[i] for i in range(len(configs))]
 
 
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """Splits the state of a run into what it trains, and the frozen rest that all members share.
+
+  Optimizer slots know nothing of frozen leaves but their places: those of the split state have the
+  same leaves in the same order, in another structure.
+  """
+  frozen: dict  # {leaf name: array}
+  whole: object  # tree structures of the slots, with places for frozen leaves
+  part: object  # and without
+
+  def narrow(self, state):
+    """Returns the state without what is frozen."""
+    own = {leaf: x for leaf, x in trees.flatten(state.params).items() if leaf not in self.frozen}
+    return state.replace(params=trees.unflatten(own), opt_state=jax.tree.unflatten(
+      self.part, jax.tree.leaves(state.opt_state)))
+
+  def widen(self, state):
+    """Returns the whole state of a narrow one."""
+    return state.replace(params=join(state.params, self.frozen), opt_state=jax.tree.unflatten(
+      self.whole, jax.tree.leaves(state.opt_state)))
+
+
+def join(params, frozen):
+  """Returns the parameter tree with the leaves of {leaf name: array} beside its own."""
+  return trees.unflatten({**trees.flatten(params), **frozen})
+
+
+def shared_backbone(setting, config, states):
+  """Returns the Backbone that all `states` have in common, or None: they share nothing frozen."""
+  _, _, trainable = setting.make_optimizer(config, states[0].params)
+  split = lambda state, own: {leaf: x for leaf, x in trees.flatten(state.params).items()
+                              if trainable[leaf] == own}
+  frozen = split(states[0], False)
+  marks = [digests.of(split(state, False)) for state in states] if frozen else []
+  if not frozen or any(mark != marks[0] for mark in marks):
+    return None
+  own = trees.unflatten(split(states[0], True))
+  tx, _, _ = setting.make_optimizer(config, states[0].params, part=own)
+  return Backbone(frozen, jax.tree.structure(states[0].opt_state),
+                  jax.tree.structure(jax.eval_shape(tx.init, own)))
+
+
 def room(exp):
   """Returns how many members fit `MAX_BYTES`, at least one."""
-  return max(MAX_BYTES // (3 * trees.nbytes(jax.eval_shape(exp.init_params, 0))), 1)
+  config, shapes = exp.config, jax.eval_shape(exp.init_params, 0)
+  own = whole = trees.nbytes(shapes)
+  if config.transfer.mode == "patch":
+    plan = optim.plan(config.optim, shapes, last_rules=exp.optim_rules("patch"))
+    own = trees.nbytes({leaf: x for leaf, x in trees.flatten(shapes).items()
+                        if not plan[leaf]["freeze"]})
+  return max((MAX_BYTES - (whole - own)) // (3 * own), 1)
 
 
 def _together(exp, configs, workdirs, lanes, clock):
@@ -157,11 +211,15 @@ def _together(exp, configs, workdirs, lanes, clock):
   numbers = {name: np.array([configs[member].optim[name] for member in members], np.float32)
              for name in cohort_plan.NUMBERS}
   stack, take = _stacking(exp.mesh)
+  backbone = shared_backbone(setting, configs[members[0]], states)
+  narrow, widen, frozen = (lambda state: state), (lambda state: state), {}
+  if backbone is not None:
+    narrow, widen, frozen = backbone.narrow, backbone.widen, backbone.frozen
   with clock.measure("compile"):
-    states = stack(*states)
+    states = stack(*map(narrow, states))
     take = take.lower(states, np.int32(0)).compile()
     steps = make_steps(setting, configs[members[0]], lanes=lanes).lower(
-      states, numbers, tables, np.int32(1)).compile()
+      states, numbers, tables, np.int32(1), frozen).compile()
 
   # Members that were cut at different steps go on from where they are, in equal strides.
   taken = 0
@@ -171,7 +229,7 @@ def _together(exp, configs, workdirs, lanes, clock):
       group = train.group_size(taken, clock.total("train"))
       count = min(group, *(number for number in wanted.values() if number))
       with clock.measure("train"):
-        states, sums = steps(states, numbers, tables, np.int32(count))
+        states, sums = steps(states, numbers, tables, np.int32(count), frozen)
         taken += count
         leave = preemption.requested(taken)
       get_sums = functools.cache(functools.partial(jax.device_get, sums))
@@ -179,7 +237,7 @@ def _together(exp, configs, workdirs, lanes, clock):
         if wanted[member]:
           told = setting_lib.Taken(
             count, functools.partial(_sums_of, get_sums, lane),
-            functools.partial(take, states, np.int32(lane)), leave)
+            lambda states=states, lane=lane: widen(take(states, np.int32(lane))), leave)
           wanted[member] = ask(member, functools.partial(stories[member].send, told))
       if stopped:
         raise errors.Preempted(f"{stopped[0]} (and so for {len(members) - 1} more)")
@@ -196,27 +254,34 @@ def _together(exp, configs, workdirs, lanes, clock):
 
 
 def make_steps(setting, config, *, lanes):
-  """Returns the jitted `(states, numbers, resident, count) -> (states, sums)` of all members.
+  """Returns the jitted `(states, numbers, resident, count, frozen) -> (states, sums)` of a cohort.
 
   States, `numbers` {name of `cohort_plan.NUMBERS`: float32} and sums have an axis of members in
-  front; states are donated. See `step.make_train_steps` for the rest.
+  front; states are donated. Where states are without them, `frozen` {leaf name: array} are the
+  parameters that all members share; they have no such axis. See `step.make_train_steps` for the rest.
 
   Args:
     setting: of `setting.set_up`.
     config: of any member.
     lanes: one of LANES.
   """
-  def lane(state, numbers, resident, count):
+  def lane(state, numbers, resident, count, frozen):
     own = spec.override(config.copy_and_resolve_references(),
                         {f"optim.{name}": number for name, number in numbers.items()})
-    tx, _, trainable = setting.make_optimizer(own, state.params)
-    return setting.make_steps(tx, trainable)(state, resident, count)
+    tx, _, trainable = setting.make_optimizer(own, join(state.params, frozen), part=state.params)
+    apply_fn = None
+    if frozen:
+      apply_fn = lambda params, *args, **kwargs: setting.exp.apply_fn(
+        join(params, frozen), *args, **kwargs)
+    return setting.make_steps(tx, trainable, apply_fn=apply_fn)(state, resident, count)
 
-  def in_turn(states, numbers, resident, count):
-    return jax.lax.map(lambda own: lane(*own, resident, count), (states, numbers))
+  def in_turn(states, numbers, resident, count, frozen):
+    return jax.lax.map(lambda own: lane(*own, resident, count, frozen), (states, numbers))
 
-  step = errors.choose({"vmap": jax.vmap(lane, in_axes=(0, 0, None, None)), "map": in_turn}, lanes,
-                       "lanes")
+  every = errors.choose({"vmap": jax.vmap(lane, in_axes=(0, 0, None, None, None)),
+                         "map": in_turn}, lanes, "lanes")
+  step = lambda states, numbers, resident, count, frozen=None: every(
+    states, numbers, resident, count, frozen or {})
   return jax.jit(step, donate_argnums=0, out_shardings=partition.replicated(setting.exp.mesh))
 
 

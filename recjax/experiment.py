@@ -134,6 +134,10 @@ class Experiment:
       params = transfer.merge(plan, params, reader.params(transfer.sources(plan)))
     return self.to_devices(params), transfer.join(plans), readers
 
+  def optim_rules(self, mode):
+    """Returns the rules of `recjax.optim` that a transfer mode of the model adds to the config's."""
+    return getattr(self.model, "optim_rules", lambda mode: ())(mode)
+
   @property
   def room(self):
     """Returns how many past items fit the model."""
@@ -285,7 +289,7 @@ def restore(workdir, *, step=None, data_dir=None, backbone=None):
   params = reader.params(list(want), like=trees.flatten(like), split=exp.split)
   if reader.task_of:
     config.transfer.checkpoint = backbone or config.transfer.checkpoint
-    whole, plan, (source,) = exp.carry(config.transfer, exp.init_params(config.seed))
+    whole, plan, (source,) = exp.carry(config.transfer, exp.init_params(0))
     task_trees.check_backbone(workdir, reader.task_of, source.backbone(transfer.sources(plan)))
     params = {**trees.flatten(exp.place(whole)), **params}
   return exp, trees.unflatten(params), reader

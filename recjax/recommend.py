@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from recjax import catalog, cli, errors, experiment, partition, record
+from recjax.data import sequences
 
 FLAGS = flags.FLAGS
 
@@ -38,14 +39,19 @@ class Recommender:
     exp, self._params, _ = experiment.restore(workdir, step=step, data_dir=data_dir,
                                              backbone=backbone)
     if exp.objective.task != "ranking":
-      raise errors.UserError(f"{workdir}: this run predicts ratings; it does not rank items")
+      raise errors.UserError(f"{workdir}: this run is of {exp.objective.task}; it does not rank "
+                             "items")
     devices = partition.data_devices(exp.mesh)
     self._exp, self._batch = exp, -(-batch_size // devices) * devices
     self._length = exp.room
     allowed = np.array(exp.data.in_domain)
     allowed[0] = False
     self._names = [name.decode() for name in np.asarray(exp.data.item_ids)]
-    self._items = {name: i for i, name in enumerate(self._names) if allowed[i]}
+    readable = allowed
+    if "targets" in exp.data.parts:  # Items of config.history are read, but not recommended.
+      history = sequences.take_ranges(exp.data.items, *exp.data.span("train"))
+      readable = np.bincount(history, minlength=len(allowed)) > 0
+    self._items = {name: i for i, name in enumerate(self._names) if readable[i]}
     self._users = {name.decode(): i for i, name in enumerate(np.asarray(exp.data.user_ids)) if i}
     self._num_items = int(allowed.sum())
 

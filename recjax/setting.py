@@ -9,7 +9,7 @@ import functools
 
 import jax
 
-from recjax import errors, experiment, optim, partition, results, sparse, spec
+from recjax import errors, experiment, optim, partition, results, sparse, spec, trees
 from recjax import feed as feed_lib
 from recjax import state as state_lib
 from recjax import step as step_lib
@@ -28,23 +28,43 @@ class Setting:
   init_params: object  # seed -> fresh parameters
   norm: object  # parameters -> their L2 norm, jitted
 
-  def make_optimizer(self, config, params):
-    """Returns (tx, schedule, {leaf name: bool, whether it is trained}) of a run's `config`."""
+  def fresh(self, config):
+    """Returns (parameters, tx, schedule, {leaf name: bool, whether it is trained}) of a run.
+
+    What transfer mode "patch" freezes starts the same in all runs, rows that the source never
+    trained included: the backbone is one, whatever a task's seed.
+    """
+    params = self.init_params(config.seed)
+    tx, schedule, trainable = self.make_optimizer(config, params)
+    if config.transfer.mode == "patch" and config.seed:
+      backbone = trees.flatten(self.init_params(0))
+      params = trees.map_names(lambda leaf, x: x if trainable[leaf] else backbone[leaf], params)
+    return params, tx, schedule, trainable
+
+  def make_optimizer(self, config, params, *, part=None):
+    """Returns (tx, schedule, {leaf name: bool, whether it is trained}) of a run's `config`.
+
+    Args:
+      config: of the run.
+      params: its parameters.
+      part: those that `tx` is for; all by default.
+    """
     freeze = ((config.transfer.freeze, {"freeze": True}),) if config.transfer.freeze else ()
-    of_mode = getattr(self.exp.model, "optim_rules", lambda mode: ())
     plan = optim.plan(config.optim, params, extra_rules=freeze,
-                      last_rules=of_mode(config.transfer.mode))
+                      last_rules=self.exp.optim_rules(config.transfer.mode))
     schedule = optim.make_schedule(config.optim, total_steps=self.total_steps, **self.duration)
     updates = self.exp.objective.updates  # of a step; the schedule counts steps
-    tx = optim.make(config.optim, params, schedule=lambda n: schedule(n // updates), plan=plan)
+    tx = optim.make(config.optim, params if part is None else part, plan=plan,
+                    schedule=lambda n: schedule(n // updates))
     return tx, schedule, {leaf: not options["freeze"] for leaf, options in plan.items()}
 
-  def make_steps(self, tx, trainable):
+  def make_steps(self, tx, trainable, *, apply_fn=None):
     """Returns the jitted train steps; see `step.make_train_steps`.
 
     Args:
       tx: optimizer of `recjax.optim`.
       trainable: {leaf name: bool}.
+      apply_fn: instead of the experiment's, of what `tx` is for.
     """
     exp, feed, config = self.exp, self.feed, self.exp.config
     size, devices = config.batch_size, partition.data_devices(exp.mesh)
@@ -66,11 +86,11 @@ class Setting:
                                "it to ()")
       widths = {*rooms, *(n for n in shorter if n < max(rooms))}
       rooms = {n: room(columns=n) for n in widths}
-    rows = sparse.make(config.optim.sparse_rows, model=exp.model, tables=exp.tables,
-                       objective=exp.objective)
+    rows = None if apply_fn else sparse.make(config.optim.sparse_rows, model=exp.model,
+                                             tables=exp.tables, objective=exp.objective)
     return step_lib.make_train_steps(
-      apply_fn=exp.apply_fn, objective=exp.objective, tx=tx, sample=feed.sample, mesh=exp.mesh,
-      trainable=trainable, micro_batches=size // micro, rooms=rooms, rows=rows,
+      apply_fn=apply_fn or exp.apply_fn, objective=exp.objective, tx=tx, sample=feed.sample,
+      mesh=exp.mesh, trainable=trainable, micro_batches=size // micro, rooms=rooms, rows=rows,
       split=exp.split)
 
 

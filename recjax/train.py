@@ -155,8 +155,7 @@ def run(config, workdir, setting, clock):
   resuming = checkpoint.has_checkpoint(workdir)
   if resuming:
     results.check_same_config(workdir, config)
-  params = setting.init_params(config.seed)
-  tx, schedule, trainable = setting.make_optimizer(config, params)
+  params, tx, schedule, trainable = setting.fresh(config)
   crossing = task = None
   if config.transfer.mode != "none" and not config.transfer.checkpoint:
     raise errors.UserError(f"transfer.mode={config.transfer.mode} needs transfer.checkpoint, the "

@@ -113,6 +113,20 @@ def test_takes_a_step(path, demo_data, tmp_path):
   assert 0 < report["test"][protocol][metric] < (2 if protocol == "rating" else 1)
 
 
+@pytest.mark.parametrize("arg,patch,objective", [
+  ("task=gender", "serial_two", "profile"), ("backbone=noncausal", "none", "masked_item"),
+  ("task=items,backbone=noncausal,patch=parallel,size=cpu", "parallel", "first_item"),
+  ("task=age,backbone=bert4rec,patch=lora", "lora", "profile"),
+  ("task=items,backbone=sasrec,size=cpu", "adapter", "first_item")])
+def test_every_task_fits_its_backbone(arg, patch, objective):
+  config = spec.load_config(f"configs/peterrec_ml1m.py:{arg}")
+  model = models.make(**config.model.to_dict(), num_items=9, num_users=9, field_rows={})
+  made = objectives.make(**config.objective.to_dict(), num_items=9, known=model.objectives)
+  assert (model.patch, config.objective.name) == (patch, objective) and not model.user_width
+  assert getattr(made, "ends", "last") == ("both" if "items,backbone=non" in arg else "last")
+  assert bool(config.history) == (objective == "first_item")
+
+
 @pytest.mark.parametrize("arg", ["sasrec", "bert4rec", "gsasrec", "sasrec_bce", "gru4rec",
                                  "model=gsasrec,size=cpu,negatives=row"])
 def test_every_model_of_the_leaderboard_fits_its_objective(arg):

@@ -36,8 +36,8 @@ everything but `train`), and every module has a row: the most exact one that fit
     evaluators/                         errors catalog collective data.* evaluators.*
     analysis                            errors trees record checkpoint data.sequences
     feed                                errors partition data.*
-    setting                             errors spec state step sparse optim partition results
-                                        experiment feed
+    setting                             errors trees spec state step sparse optim partition
+                                        results experiment feed
     cohort_plan trials study_cohorts    no jax: errors, record, report and the like
     train evaluate study cohort recommend prepare  *; study and cohort also train
 
@@ -95,8 +95,8 @@ MAY_IMPORT = {
   **dict.fromkeys(ENTRIES, {"*"}),
   **dict.fromkeys(("study", "cohort"), {"*", "train"}),
   "feed": {"errors", "partition", "data.*"},
-  "setting": {"errors", "spec", "state", "step", "sparse", "optim", "partition", "results",
-              "experiment", "feed"},
+  "setting": {"errors", "trees", "spec", "state", "step", "sparse", "optim", "partition",
+              "results", "experiment", "feed"},
   "cohort_plan": {"errors"},
   "trials": {"record", "evaluators.metrics"},
   "study_cohorts": {"errors", "report", "tables", "cohort_plan"},

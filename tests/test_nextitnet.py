@@ -75,7 +75,7 @@ def test_parameters_of_a_block_and_of_its_patches(channels, patch, width, share)
     assert added < 0.1 * block
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_receptive_field(causal):
   reach = 121
   encoder = nextitnet.Encoder(_model(dilations=(1, 4) * 4).dilations, dict(
@@ -122,7 +122,8 @@ def _unpatched(params):
           for name, node in params.items() if not name.startswith("patch_")}
 
 
-@pytest.mark.parametrize("patch", ["serial_two", "serial_one", "parallel"])
+@pytest.mark.parametrize("patch", [
+  "serial_two", pytest.param("serial_one", marks=pytest.mark.slow), "parallel"])
 def test_a_fresh_patch_is_identity(patch):
   model, items = _model(patch=patch), _items()
   params = jax.device_get(jax.jit(lambda: model.init(

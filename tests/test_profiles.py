@@ -10,7 +10,7 @@ import pytest
 import tiny
 from recjax import errors
 from recjax.data import batches, histories, profiles, sequences
-from recjax.evaluators import classification
+from recjax.evaluators import classification, ranking
 from recjax.objectives import user_task
 
 PROFILE = dict(attribute="group", val=0.2, test=0.2, seed=1)
@@ -119,6 +119,17 @@ def test_a_history_comes_first_and_the_rest_stays_what_it_was():
   assert joined.identity() != data.identity() and data.parts == sequences.SPLITS
   with pytest.raises(errors.UserError, match="no user of 'src'"):
     histories.join(dataclasses.replace(other, item_ids=np.char.add(other.item_ids, b"x")), data)
+
+
+def test_what_a_user_trains_on_is_no_candidate_after_a_history():
+  joined = histories.join(_data("tgt"), _data("src"))
+  evaluator = ranking.Ranking(joined, protocols=("full",), contexts=("train",), batch_size=8)
+  items, offsets = evaluator._excluded
+  names = _names(joined)
+  for row, user in enumerate(evaluator.users[:20]):
+    mine = {name for part in ("train", "targets", "val") for name in _rows(joined, part).get(
+      names[user], ())} - set(_rows(joined, "test")[names[user]])
+    assert {joined.item_ids[i].decode() for i in items[offsets[row]:offsets[row + 1]]} == mine
 
 
 def test_first_items_are_drawn_from_what_a_user_trains_on_there():

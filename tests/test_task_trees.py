@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import tiny
-from recjax import analysis, errors, evaluate, train, trees
+from recjax import analysis, cohort, errors, evaluate, train, trees
 from recjax import checkpoint as checkpoint_lib
 
 MODEL = {"model.name": "nextitnet", "model.variant": "nextitnet", "model.item_width": 8,
          "model.fields": (), "model.user_width": None, "model.num_layers": None,
-         "model.heads": None, "model.hidden": None, "model.dropout": None, "micro_batch": None}
+         "model.heads": None, "model.hidden": None, "model.dropout": None, "micro_batch": None,
+         "num_devices": 1}
 TASK = {"objective.name": "profile", "model.patch": "serial_two", "total_steps": 4,
         "transfer.mode": "patch", "transfer.task_tree": True, "eval.every_steps": 2,
         "eval.metric": "profile/accuracy", "eval.protocols": ("profile",),
@@ -86,6 +87,7 @@ def test_a_task_is_evaluated_as_it_was_and_on_no_other_backbone(tmp_path):
     evaluate.evaluate(workdir, backbone=str(_backbone(1)))
 
 
+@pytest.mark.slow
 def test_a_task_resumes_with_the_same_bits_and_on_no_other_backbone(tmp_path, monkeypatch):
   reference, _ = _finished()
   workdir = tmp_path / "task"
@@ -106,6 +108,25 @@ def test_a_task_resumes_with_the_same_bits_and_on_no_other_backbone(tmp_path, mo
   assert mine.keys() == theirs.keys()
   for name in mine:
     np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_tasks_at_once_share_the_backbone_and_are_those_that_they_are_alone(tmp_path, monkeypatch):
+  configs = [_task(seed=seed) for seed in (0, 3)]
+  shared, original = [], cohort.shared_backbone
+  monkeypatch.setattr(cohort, "shared_backbone",
+                      lambda *args: shared.append(original(*args)) or shared[-1])
+  found = cohort.train_and_evaluate(configs, [tmp_path / "a", tmp_path / "b"], lanes="vmap")
+  trained = set(analysis.shapes(tmp_path / "a"))
+  whole = set(trees.flatten(evaluate.experiment.restore(tmp_path / "b")[1]))
+  assert set(shared[0].frozen) == whole - trained and len(trained) == 12
+  reference, _ = _finished()
+  mine, theirs = tiny.state(tmp_path / "a"), tiny.state(reference)
+  assert mine.keys() == theirs.keys()
+  for name in mine:
+    np.testing.assert_allclose(mine[name], theirs[name], atol=1e-5, rtol=1e-4, err_msg=name)
+  assert evaluate.evaluate(tmp_path / "b")["test"] == found[1]["test"]
+  assert (tiny.state(tmp_path / "b")["rng/key"] != mine["rng/key"]).any()
 
 
 def test_a_task_needs_a_backbone(tmp_path):

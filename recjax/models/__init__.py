@@ -96,7 +96,8 @@ def make(name, *, variant, num_items, num_users, field_rows, fields=(), facts=No
   """
   variants = errors.choose(VARIANTS, name, "model.name")
   values = dict(errors.choose(variants, variant, "model.variant"))
-  values.update({key: value for key, value in overrides.items() if value is not None})
+  values.update({key: tuple(value) if isinstance(value, list) else value  # of a stored config
+                 for key, value in overrides.items() if value is not None})
   for field, *_ in fields:
     if not field.isidentifier() or field in RESERVED:
       raise errors.UserError(f"model.fields: {field!r} cannot name a table; rename the attribute")
