@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax import checkpoint, errors, partition, trees
+from recjax import checkpoint, digests, errors, partition, trees
 from recjax import state as state_lib
 
 # Unread results of tensorstore that failed, as it should here, are reported when they are freed.
@@ -298,7 +298,7 @@ def test_another_model_and_other_data_are_no_damage(copied):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8, bool, jnp.bfloat16])
 def test_digest_changes_with_any_element_and_any_order(dtype):
-  digest = lambda x: checkpoint._digests({"x": jnp.asarray(x, dtype)})["x"]
+  digest = lambda x: digests.of({"x": jnp.asarray(x, dtype)})["x"]
   base = np.arange(12).reshape(3, 4) % 2
   same = digest(base)
   assert digest(base.copy()) == same
@@ -309,7 +309,7 @@ def test_digest_changes_with_any_element_and_any_order(dtype):
   assert digest(base[:, ::-1]) != same
   sharded = jax.device_put(jnp.asarray(base.T, dtype),
                            partition.by_rows(partition.make_mesh(4)))
-  assert checkpoint._digests({"x": sharded})["x"] == digest(base.T)
+  assert digests.of({"x": sharded})["x"] == digest(base.T)
 
 
 # Reading without the code that wrote.
