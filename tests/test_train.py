@@ -1,5 +1,6 @@
 """Training: what is transferred, how it ends, and that mistakes leave nothing behind."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -221,6 +222,18 @@ def test_progress_stops_after_patience():
   endless = train.Progress()
   assert sum(endless.update(step, -step, None) for step in range(1, 50)) == 1
   assert not endless.stopped
+
+
+def test_another_order_of_the_batches_is_said_once_and_kept(capsys):
+  progress = train.Progress()
+  progress.follow(0, {"hosts": 2})
+  progress = train.Progress(**json.loads(json.dumps(dataclasses.asdict(progress))))  # resumed
+  progress.follow(8, {"hosts": 2})
+  assert progress.orders == [[0, {"hosts": 2}]] and not capsys.readouterr().err
+  progress.follow(9, {"hosts": 1})
+  assert progress.orders == [[0, {"hosts": 2}], [9, {"hosts": 1}]]
+  said = capsys.readouterr().err
+  assert "{'hosts': 2} until step 9" in said and "another order" in said and said.count("\n") == 1
 
 
 def test_early_stopping_reports_the_best_step(tmp_path, monkeypatch):
