@@ -36,7 +36,8 @@ class Recommender:
   def __init__(self, workdir, *, step=None, data_dir=None, batch_size=256):
     exp, self._params, _ = experiment.restore(workdir, step=step, data_dir=data_dir)
     if exp.objective.task != "ranking":
-      raise errors.UserError(f"{workdir}: this run predicts ratings; it does not rank items")
+      raise errors.UserError(f"{workdir}: this run predicts {exp.objective.task}; it does not rank "
+                             "items")
     devices = exp.mesh.devices.size
     self._exp, self._batch = exp, -(-batch_size // devices) * devices
     self._length = exp.room

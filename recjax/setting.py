@@ -31,7 +31,8 @@ class Setting:
   def make_optimizer(self, config, params):
     """Returns (tx, schedule, {leaf name: bool, whether it is trained}) of a run's `config`."""
     freeze = ((config.transfer.freeze, {"freeze": True}),) if config.transfer.freeze else ()
-    plan = optim.plan(config.optim, params, extra_rules=freeze)
+    plan = optim.plan(config.optim, params, extra_rules=freeze,
+                      defaults=getattr(self.exp.model, "leaf_options", tuple)())
     schedule = optim.make_schedule(config.optim, total_steps=self.total_steps, **self.duration)
     updates = self.exp.objective.updates  # of a step; the schedule counts steps
     tx = optim.make(config.optim, params, schedule=lambda n: schedule(n // updates), plan=plan)

@@ -1,5 +1,7 @@
 """What every objective says of itself, with what most of them say."""
 
+import jax.numpy as jnp
+
 
 class Objective:
   """Defaults of the contract that `recjax.objectives` describes."""
@@ -12,6 +14,10 @@ class Objective:
   popularity = None
   item_inputs = ()
   updates = 1
+
+  def counts(self, batch):
+    """Returns how many "examples" and "tokens" a batch holds."""
+    return {"examples": jnp.sum(batch["users"] > 0), "tokens": jnp.sum(batch["items"] > 0)}
 
   def label_statistics(self, lengths):
     """Returns (mean, variance, most) of the labels in a row: exactly one."""
