@@ -215,7 +215,8 @@ def softplus(x):
   return np.log1p(np.exp(x))
 
 
-@pytest.mark.parametrize("kind, floor", [("released", 1 / 10), ("standard", 0.1 / 10)])
+@pytest.mark.parametrize("kind, floor", [
+  ("released", 1 / 10), pytest.param("standard", 0.1 / 10, marks=pytest.mark.slow)])
 def test_one_to_all_is_binary_cross_entropy_of_dense_labels(dense, table, kind, floor):
   loss, inputs = loss_of("one_to_all", dense, table, smoothing=0.1, smoothing_kind=kind,
                          penalty=0.5)
@@ -247,7 +248,8 @@ def test_margin_and_logistic_losses_are_their_formulas(dense, table):
   np.testing.assert_allclose(loss, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("criterion", ["pointwise", "listwise", "wlistwise"])
+@pytest.mark.parametrize("criterion", [
+  "pointwise", "listwise", pytest.param("wlistwise", marks=pytest.mark.slow)])
 def test_candidate_criteria_where_everything_is_a_candidate(dense, table, criterion):
   loss, inputs = loss_of("candidate_softmax", dense, table, rate=1.0, criterion=criterion)
   total = 0

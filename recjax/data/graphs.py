@@ -151,7 +151,8 @@ def resident(graph, *, columns=()):
     "seen_begin": found.begin, "seen_end": found.end,
     "head_share": head_share(found, graph.num_relations)}
   if "adjacency" in columns:
-    degree = np.bincount(train[:, [0, 2]].ravel(), minlength=graph.num_entities)
+    ends = train[:, 0] if graph.symmetric else train[:, [0, 2]].ravel()
+    degree = np.bincount(ends, minlength=graph.num_entities)
     arrays |= adjacency(train, graph.num_entities)
     arrays |= proposals.popularity(degree, arrays["pool"], power=0.75)
   return arrays
