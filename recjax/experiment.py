@@ -21,15 +21,15 @@ from recjax import (
 )
 from recjax import state as state_lib
 from recjax import step as step_lib
-from recjax.data import batches, histories, profiles, ratings, sequences, vocabulary
-from recjax.evaluators import blocks, classification, metrics, ranking, rating
+from recjax.data import batches, graphs, histories, kinds, profiles, ratings, sequences, vocabulary
+from recjax.evaluators import blocks, classification, edges, links, metrics, ranking, rating
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """Data, model and objective of a config, with the model's function ready to be called."""
   config: object
-  data: sequences.Dataset
+  data: object  # `sequences.Dataset`; a `GraphExperiment`'s is a `graphs.Graph`
   mesh: jax.sharding.Mesh
   model: object
   objective: object
@@ -138,6 +138,24 @@ class Experiment:
     """Returns the rules of `recjax.optim` that a transfer mode of the model adds to the config's."""
     return getattr(self.model, "optim_rules", lambda mode: ())(mode)
 
+  def size(self):
+    """Returns how large the data set is, for people."""
+    manifest = self.data.manifest
+    return ", ".join(f"{manifest[key]:,} {key}" for key in ("users", "items", "interactions"))
+
+  def names(self, users, split):
+    """Returns bytes [n]: external ids of those that an evaluator of `split` measures."""
+    del split
+    return np.asarray(self.data.user_ids)[users]
+
+  def train_lengths(self, users):
+    """Returns int32 [n]: how much these users have in train; None where there are no users."""
+    return self.data.lengths("train")[users].astype(np.int32)
+
+  def item_counts(self):
+    """Returns int64 [N + 1]: how often each item occurs in train; None where there are none."""
+    return self.data.item_counts("train")
+
   @property
   def room(self):
     """Returns how many past items fit the model."""
@@ -194,6 +212,42 @@ class Experiment:
     return [f"{protocol}/{metric}" for protocol in protocols for metric in names]
 
 
+class GraphExperiment(Experiment):
+  """What a config of a graph describes: triples in the place of users."""
+
+  def rows(self):
+    used = {name for name, _ in self.model.row_tables().values()}
+    return {name: checkpoint.Rows(*rows) for name, rows in self.data.row_names().items()
+            if name in used}
+
+  def size(self):
+    manifest = self.data.manifest
+    return ", ".join(f"{manifest[key]:,} {key}" for key in ("entities", "relations", "triples"))
+
+  def names(self, users, split):
+    return links.names_of(self.data, self.data.split(split)[users])
+
+  def train_lengths(self, users):
+    return None
+
+  def item_counts(self):
+    return None
+
+  def evaluator(self, split, *, contexts, protocols=None):
+    config, devices = self.config.eval, self.mesh.devices.size
+    common = dict(
+      split=split, contexts=contexts, protocols=protocols or config.protocols,
+      seed=config.candidates_seed, batch_size=-(-config.batch_size // devices) * devices,
+      max_users=config.max_users, put=lambda x: partition.put(x, partition.by_rows(self.mesh)))
+    if self.objective.task == "edges":
+      return edges.Edges(self.data, num_negatives=config.num_negatives, **common)
+    return links.Links(self.data, **common)
+
+  def metric_names(self):
+    of = edges if self.objective.task == "edges" else links
+    return [f"{protocol}/{metric}" for protocol in of.PROTOCOLS for metric in of.METRICS]
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _init(model, key, inputs, tables):
   # One function for all runs of a process: models that are equal are compiled once.
@@ -204,10 +258,11 @@ def build(config):
   """Returns the Experiment of `config`, reading its data set from `config.data_dir`."""
   if not config.data_dir:
     raise errors.UserError("--config.data_dir is required: the folder that recjax.prepare wrote")
-  data = sequences.load(config.data_dir, config.dataset)
+  data = kinds.load(config.data_dir, config.dataset)
+  if data.kind == graphs.KIND:
+    return _build_graph(config, data)
   if history := config.get("history", ""):
     data = histories.join(data, sequences.load(config.data_dir, history))
-  mesh = partition.make_mesh(config.num_devices, config.model_devices)
   known = errors.choose(models.MODELS, config.model.name, "model.name").objectives
   objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items, known=known)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
@@ -224,12 +279,24 @@ def build(config):
   if name := getattr(model, "other", ""):
     other = _beside(config.data_dir, name, data)
     tables["companion"] = batches.companions(other)
+  return _assemble(Experiment, config, data, model, objective, tables, other=other)
+
+
+def _build_graph(config, data):
+  model = models.make(**{**config.model.to_dict(), "num_entities": data.num_entities,
+                         "num_relations": data.num_relations, "field_rows": {}})
+  objective = objectives.make(**config.objective.to_dict(), num_entities=data.num_entities,
+                              known=model.objectives)
+  return _assemble(GraphExperiment, config, data, model, objective, {})
+
+
+def _assemble(cls, config, data, model, objective, tables, **fields):
   tables = jax.tree.map(jnp.asarray, tables)  # of no mesh: steps read them inside `shard_map`, too
-  apply_fn = step_lib.make_apply(model, tables)
-  split = _split(model, tables, mesh)
-  return Experiment(config=config, data=data, mesh=mesh, model=model, objective=objective,
-                    tables=tables, apply_fn=apply_fn, other=other, split=split,
-                    predict=step_lib.make_predict(apply_fn, objective, mesh, split))
+  mesh = partition.make_mesh(config.num_devices, config.model_devices)
+  apply_fn, split = step_lib.make_apply(model, tables), _split(model, tables, mesh)
+  return cls(config=config, data=data, mesh=mesh, model=model, objective=objective, tables=tables,
+             apply_fn=apply_fn, split=split, **fields,
+             predict=step_lib.make_predict(apply_fn, objective, mesh, split))
 
 
 def _split(model, tables, mesh):

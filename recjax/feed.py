@@ -14,11 +14,13 @@ import sys
 import numpy as np
 
 from recjax import errors, partition
-from recjax.data import batches, profiles, proposals, streams
+from recjax.data import batches, graphs, profiles, proposals, streams
 
 
 def make(exp):
-  """Returns the feed of an Experiment: `Streamed` where its data set has shards."""
+  """Returns the feed of an Experiment, by its data: `Triples`, `Streamed` or `Resident`."""
+  if exp.data.kind == graphs.KIND:
+    return Triples(exp)
   if exp.data.shards is not None and exp.objective.profile is not None:
     raise errors.UserError(f"data set {exp.data.name!r} is sharded, and labels of users are "
                            "learned with all of them in memory; prepare it with --config.shards=0")
@@ -50,6 +52,18 @@ class Resident:
     if self._tables is None:
       self._tables = partition.put(self._host, self._sharding)
     return self._tables, sys.maxsize
+
+
+class Triples(Resident):
+  """A graph on every device; the step draws triples or queries, as its objective asks."""
+
+  def __init__(self, exp):
+    self._sharding, self._tables = partition.replicated(exp.mesh), None
+    self._host = graphs.resident(exp.data, columns=exp.objective.columns)
+    self.examples = len(self._host[exp.objective.examples])
+    self.lengths, self.length = np.ones(self.examples, np.int64), 1
+    self.sample = batches.make_row_sampler(num_rows=self.examples,
+                                           batch_size=exp.config.batch_size)
 
 
 class Streamed:

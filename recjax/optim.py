@@ -6,6 +6,10 @@ decay (constant, linear, cosine, rsqrt), final_lr_scale, clip_norm (None: off), 
     freeze        True: the leaf neither moves nor owns optimizer slots
     lr_scale      multiplies the learning rate
     weight_decay  replaces the default
+    project       "ball", "sphere": after every update, rows are scaled to a norm of at most or
+                  exactly 1
+    average       the leaf is a running average: whatever the optimizer, it moves by this share of
+                  its gradient, which is its distance from what it follows
 `adam` adds weight decay to the gradient (L2, as the survey's Caser), `adamw` to the update.
 `sparse_rows` is for recjax/sparse.py.
 """
@@ -18,7 +22,9 @@ from recjax import errors
 from recjax import spec
 from recjax import trees
 
-OPTIONS = {"freeze": False, "lr_scale": 1.0, "weight_decay": None}
+OPTIONS = {"freeze": False, "lr_scale": 1.0, "weight_decay": None, "project": None,
+           "average": None}
+PROJECTIONS = {"ball": 1.0, "sphere": 0.0}  # norms below which rows are left alone
 
 
 def make_schedule(config, *, total_steps, **duration):
@@ -46,39 +52,53 @@ def make_schedule(config, *, total_steps, **duration):
   return optax.join_schedules([ramp, main], [warmup])
 
 
-def plan(config, params, *, extra_rules=(), last_rules=()):
-  """Returns {leaf name: options} by `extra_rules`, `config.rules`, `last_rules`, the defaults."""
+def plan(config, params, *, extra_rules=(), last_rules=(), defaults=()):
+  """Returns {leaf name: options} by `extra_rules`, `config.rules`, `last_rules`, the defaults.
+
+  `defaults` are rules, too: what they say of a leaf holds where the others say nothing of that
+  option.
+  """
   own = tuple((pattern, dict(options)) for pattern, options in config.rules)
   rules = (*extra_rules, *own, *last_rules)
   for pattern, options in rules:
     if unknown := set(options) - set(OPTIONS):
       raise errors.UserError(f"optim.rules: {pattern!r} sets unknown options {sorted(unknown)}; "
                              f"there are {sorted(OPTIONS)}")
+    if (kind := options.get("project")) is not None:
+      errors.choose(PROJECTIONS, kind, f"optim.rules: project of {pattern!r}")
   matched, rest = trees.match(params, rules, what="optim.rules, transfer.freeze and mode:")
-  chosen = {leaf: {**OPTIONS, **options} for leaf, (options, _) in matched.items()}
-  return {**chosen, **{leaf: dict(OPTIONS) for leaf in rest}}
+  usual, _ = trees.match(params, defaults, what="the model's leaf_options:")
+  start = lambda leaf: {**OPTIONS, **(usual[leaf][0] if leaf in usual else {})}
+  chosen = {leaf: {**start(leaf), **options} for leaf, (options, _) in matched.items()}
+  return {**chosen, **{leaf: start(leaf) for leaf in rest}}
 
 
 def make(config, params, *, schedule, plan):
   """Returns the optax transformation of `config.optim`.
 
   Frozen leaves get a zero update and no slots (`optax.masked` would let their gradient through);
-  the clipped norm is that of the trained leaves alone.
+  the clipped norm is that of the trained leaves alone, without running averages.
   """
   labels = trees.map_names(lambda leaf, _: _label(plan[leaf], config), params)
   groups = sorted(set(trees.flatten(labels).values()))
   def group(label):
     if label == "frozen":
       return optax.set_to_zero()
-    lr_scale, decay = map(float, label.split(","))
-    return optax.chain(*_update_rule(config, decay),
-                       optax.scale_by_learning_rate(lambda step: lr_scale * schedule(step)))
+    if label.startswith("average"):
+      return optax.scale(-float(label.split(",")[1]))
+    lr_scale, decay, *project = label.split(",")
+    lr_scale = float(lr_scale)
+    return optax.chain(*_update_rule(config, float(decay)),
+                       optax.scale_by_learning_rate(lambda step: lr_scale * schedule(step)),
+                       *map(_project, project))
   per_group = optax.partition({label: group(label) for label in groups}, labels)
   if config.clip_norm is None:
     return per_group
   gate = {label: optax.set_to_zero() if label == "frozen" else optax.identity() for label in groups}
-  return optax.chain(optax.partition(gate, labels), optax.clip_by_global_norm(config.clip_norm),
-                     per_group)
+  clip = optax.clip_by_global_norm(config.clip_norm)
+  if any(label.startswith("average") for label in groups):
+    clip = optax.masked(clip, jax.tree.map(lambda label: not label.startswith("average"), labels))
+  return optax.chain(optax.partition(gate, labels), clip, per_group)
 
 
 def none():
@@ -103,8 +123,20 @@ def global_norm(tree):
 def _label(options, config):
   if options["freeze"]:
     return "frozen"
+  if options["average"] is not None:
+    return f"average,{options['average']}"
   decay = options["weight_decay"]
-  return f"{options['lr_scale']},{config.weight_decay if decay is None else decay}"
+  project = f",{options['project']}" if options["project"] else ""
+  return f"{options['lr_scale']},{config.weight_decay if decay is None else decay}{project}"
+
+
+def _project(kind):
+  """Returns the transformation that ends an update where the rows' norms are as they should be."""
+  least = PROJECTIONS[kind]
+  def move(update, leaf):
+    norm = jnp.linalg.norm(leaf + update, axis=-1, keepdims=True)
+    return (leaf + update) / jnp.maximum(norm, max(least, 1e-12)) - leaf
+  return optax.stateless(lambda updates, params: jax.tree.map(move, updates, params))
 
 
 def _update_rule(config, decay):

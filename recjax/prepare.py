@@ -1,4 +1,4 @@
-"""Prepares raw interactions for training.
+"""Prepares raw interactions, or the triples of a graph, for training.
 
   python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=DIR --data_dir=DIR
 
@@ -8,14 +8,16 @@ writes `DATA_DIR/<data set>/` for every data set of the config and prints their 
 from absl import flags
 
 from recjax import cli
-from recjax.data import prepare
+from recjax.data import graph_prepare, prepare
 
 
 def main(argv):
   """Runs the command on absl's flags."""
   del argv
   cli.require(flags.FLAGS, "config", "data_dir")
-  prepare.prepare(flags.FLAGS.config, raw_dir=flags.FLAGS.raw_dir, data_dir=flags.FLAGS.data_dir)
+  config = flags.FLAGS.config
+  make = graph_prepare.prepare_graph if config.format == "triples" else prepare.prepare
+  make(config, raw_dir=flags.FLAGS.raw_dir, data_dir=flags.FLAGS.data_dir)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,9 @@ def evaluate(exp, evaluator, params, workdir, *, write, split="test", name=None)
   """Returns the report of `params` on `split` and writes the values that its means are made of.
 
   per_user_NAME.npz holds users int32 [n], external_users, train_length int32 [n] and, float32 [n],
-  CONTEXT/PROTOCOL/METRIC and REFERENCE/PROTOCOL/METRIC of every reference but chance.
+  CONTEXT/PROTOCOL/METRIC and REFERENCE/PROTOCOL/METRIC of every reference but chance. Of a graph
+  the held-out triples stand in the place of users, named by their external ids; there are no train
+  lengths and no slices.
   per_positive_NAME.npz, of evaluators that tell held-out items apart, holds rows int32 [P] (whose
   item it is), items int32, train_count int32, popularity int8 (place in slices.POPULARITY) and
   CONTEXT/PROTOCOL/METRIC float32.
@@ -122,17 +124,18 @@ def evaluate(exp, evaluator, params, workdir, *, write, split="test", name=None)
           **{f"{reference}/{name.split('/', 1)[1]}": values
              for reference, theirs in references.items() if reference != "chance"
              for name, values in theirs.flat().items() if name.startswith(f"{first}/")}}
-  lengths = exp.data.lengths("train")[found.users].astype(np.int32)
-  counts = exp.data.item_counts("train")
+  lengths, counts = exp.train_lengths(found.users), exp.item_counts()
   if write:
     _save_arrays(pathlib.Path(workdir) / f"per_user_{name or split}.npz", users=found.users,
-                 external_users=np.asarray(exp.data.user_ids)[found.users], train_length=lengths,
-                 **flat)
+                 external_users=exp.names(found.users, split),
+                 **({} if lengths is None else {"train_length": lengths}), **flat)
     if found.positives is not None:
       _save_positives(pathlib.Path(workdir) / f"per_positive_{name or split}.npz", exp.data, counts,
                       found.positives)
   manifest = exp.data.manifest
   keys = ("title", "generated", "users", "items", "mean_train_length", "evaluated_users")
+  cut = {} if lengths is None else slices.summarize(
+    {split: found, **references}, first, lengths, counts, np.asarray(exp.data.in_domain))
   return {
     "run": {"name": pathlib.Path(workdir).name, "seed": config.seed, "model": config.model.name,
             "variant": config.model.variant, "objective": config.objective.name,
@@ -142,8 +145,7 @@ def evaluate(exp, evaluator, params, workdir, *, write, split="test", name=None)
     "context": first, split: means[first], "contexts": means, "references": list(references),
     **{reference: theirs.means()[first] for reference, theirs in references.items()},
     **({} if exp.objective.profile is None else {"profile": evaluator.facts()}),
-    "slices": slices.summarize({split: found, **references}, first, lengths, counts,
-                               np.asarray(exp.data.in_domain))}
+    "slices": cut}
 
 
 def finish(workdir, report, *, write):
@@ -159,7 +161,8 @@ def summary(report, split="test"):
   if report["data"]["generated"]:
     lines.append("GENERATED data")
   for protocol, values in report[split].items():
-    shown = [m for m in metrics.HEADLINE if m in values] or list(values)
+    shown = [m for m in metrics.HEADLINE if m in values]
+    shown = shown if len(shown) > 1 else list(values)
     lines.append(f"{protocol + ', context ' + report['context']:<34}{'':<16}"
                  + "".join(f"{m:>11}" for m in shown))
     for row in (split, *report["references"]):

@@ -72,7 +72,10 @@ def _context_note(report, context):
   errors = [metrics_lib.is_error(metric) for metric in report["headline"]]
   unit = ("Errors as they are, smaller is better" + ("" if all(errors) else "; shares in percent")
           if any(errors) else "Percent")
-  return (f"Histories at test time: the user's `{context}` interactions. {unit}, mean ± standard "
+  graph = any("triples" in data for data in report["data"].values())
+  seen = "Of a graph's held-out triples or edges, after training on" if graph else (
+    "Histories at test time: the user's")
+  return (f"{seen} `{context}`{'' if graph else ' interactions'}. {unit}, mean ± standard "
           f"deviation over {number} seed{'' if number == '1' else 's'}.")
 
 

@@ -51,7 +51,8 @@ class Setting:
     """
     freeze = ((config.transfer.freeze, {"freeze": True}),) if config.transfer.freeze else ()
     plan = optim.plan(config.optim, params, extra_rules=freeze,
-                      last_rules=self.exp.optim_rules(config.transfer.mode))
+                      last_rules=self.exp.optim_rules(config.transfer.mode),
+                      defaults=getattr(self.exp.model, "leaf_options", tuple)())
     schedule = optim.make_schedule(config.optim, total_steps=self.total_steps, **self.duration)
     updates = self.exp.objective.updates  # of a step; the schedule counts steps
     tx = optim.make(config.optim, params if part is None else part, plan=plan,

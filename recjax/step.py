@@ -102,8 +102,7 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
       rng, before = jax.random.fold_in(rng, turn), params
       params, opt_state, _ = update(params, opt_state, inputs, rng)
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-    return constrain(state), {**first, "examples": jnp.sum(batch["users"] > 0),
-                   "tokens": jnp.sum(batch["items"] > 0)}
+    return constrain(state), {**first, **objective.counts(batch)}
 
   def many(state, resident, count):
     step = jax.jit(one)  # traced once, for the shapes and for the loop

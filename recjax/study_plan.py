@@ -45,7 +45,7 @@ import re
 
 from recjax import errors, results, spec
 from recjax import report as report_lib
-from recjax.data import sequences
+from recjax.data import kinds, sequences
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REQUIRED = ("seeds", "runs", "rows")
@@ -164,7 +164,7 @@ def check_data(config, jobs):
     if not (pathlib.Path(data_dir) / name / "manifest.json").is_file():
       raise errors.UserError(f"no prepared data set {name!r} in {data_dir!r}; run: "
                              f"{command.replace('{data_dir}', data_dir)}")
-    sequences.load(data_dir, name)  # Says so itself if it is damaged or of another version.
+    kinds.load(data_dir, name)  # Says so itself if it is damaged or of another version.
 
 
 def check_stored(jobs):

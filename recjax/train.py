@@ -316,11 +316,9 @@ def transfer_from(config, params, exp, trainable):
 
 def announce(recorder, exp, params, trainable, crossing, step):
   """Says what is about to be trained: data, parameters, what was transferred or resumed."""
-  manifest = exp.data.manifest
-  if manifest.get("generated"):
+  if exp.data.manifest.get("generated"):
     recorder.say(f"{exp.data.name}: GENERATED data; its numbers say nothing about real users")
-  recorder.say(f"{exp.data.name}: {manifest['users']:,} users, {manifest['items']:,} items, "
-               f"{manifest['interactions']:,} interactions; {exp.mesh.devices.size} devices")
+  recorder.say(f"{exp.data.name}: {exp.size()}; {exp.mesh.devices.size} devices")
   recorder.say(trees.overview(params, trainable))
   if crossing is not None:
     recorder.say(f"transfer from {crossing['source']} step {crossing['source_step']}, mode "

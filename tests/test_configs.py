@@ -7,8 +7,9 @@ import pathlib
 import runpy
 
 import pytest
+import tiny_graph
 
-from recjax import models, objectives, spec, train
+from recjax import errors, models, objectives, spec, train
 from recjax.data import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -99,11 +100,13 @@ def demo_data(tmp_path_factory):
 @pytest.mark.parametrize("path", RUNS)
 def test_takes_a_step(path, demo_data, tmp_path):
   config = spec.load_config(path)
-  protocol, metric = ("rating", "mae") if config.objective.name == "masked_rating" else (
-    "full", "mrr")
+  protocol, metric = {"masked_rating": ("rating", "mae"), "margin_ranking": ("filtered", "mrr"),
+                      "skip_gram": ("edges", "mrr")}.get(config.objective.name, ("full", "mrr"))
+  of_graph = protocol in ("filtered", "edges")
   layers = "num_layers" in {f.name for f in dataclasses.fields(models.MODELS[config.model.name])}
   config = spec.override(config, {
-    "data_dir": demo_data, "dataset": "demo_tgt", "batch_size": 64, "micro_batch": None,
+    "data_dir": str(tiny_graph.root() / "data") if of_graph else demo_data,
+    "dataset": "ring" if of_graph else "demo_tgt", "batch_size": 64, "micro_batch": None,
     "total_epochs": None, "total_steps": 2, "eval.max_users": 32,
     "eval.protocols": (protocol,), "log.tensorboard": False,
     **({"model.num_layers": 1} if layers else {}),
@@ -125,6 +128,20 @@ def test_every_task_fits_its_backbone(arg, patch, objective):
   assert (model.patch, config.objective.name) == (patch, objective) and not model.user_width
   assert getattr(made, "ends", "last") == ("both" if "items,backbone=non" in arg else "last")
   assert bool(config.history) == (objective == "first_item")
+
+
+@pytest.mark.parametrize("path, args", [
+  ("kge", ("transe,loss=adversarial", "transh", "transr,size=cpu", "transd", "complex,size=cpu",
+           "complex", "proje,data=ml1m_kg", "tucker", "tucker,size=cpu")),
+  ("social", ("node2vec", "line,data=ciao_trust", "line,size=cpu"))])
+def test_every_model_of_graphs_fits_its_objective(path, args):
+  for arg in args:
+    config = spec.load_config(f"configs/{path}.py:{arg}")
+    model = models.make(**config.model.to_dict(), num_entities=9, num_relations=2, field_rows={})
+    objectives.make(**config.objective.to_dict(), num_entities=9, known=model.objectives)
+  with pytest.raises(errors.UserError, match="choose one of"):
+    spec.load_config(f"configs/{path}.py:{args[0].partition(',')[0]},"
+                     f"{args[1].partition(',')[0]}")
 
 
 @pytest.mark.parametrize("arg", ["sasrec", "bert4rec", "gsasrec", "sasrec_bce", "gru4rec",

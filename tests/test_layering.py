@@ -23,13 +23,13 @@ everything but `train`), and every module has a row: the most exact one that fit
                                         evaluators.metrics
     plots                               errors slices tables evaluators.metrics
     report                              errors record evaluators.metrics and all of the above
-    study_plan                          errors spec report results data.sequences
+    study_plan                          errors spec report results data.sequences data.kinds
     results                             errors trees record slices data.* evaluators.*
     experiment                          errors trees state step partition checkpoint transfer
                                         task_trees models.* objectives.* data.* evaluators.*
     models/ (one paper a file)          errors catalog collective models.layers
-                                        models.columns models.patches models.pairwise
-                                        models.transformer;
+                                        models.columns models.graph_layers models.patches
+                                        models.pairwise models.transformer;
                                         models/__init__: models.*
     objectives/                         errors catalog objectives.*
     data/                               errors spec data.*
@@ -39,7 +39,7 @@ everything but `train`), and every module has a row: the most exact one that fit
     setting                             errors trees spec state step sparse optim partition
                                         results experiment feed
     cohort_plan trials study_cohorts    no jax: errors, record, report and the like
-    train evaluate study cohort recommend prepare  *; study and cohort also train
+    train evaluate study cohort recommend prepare export  *; study and cohort also train
 
 Whoever needs a library that one module owns goes through that module:
 
@@ -59,7 +59,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "recjax"
 MAX_LINES = 400
 
-ENTRIES = {"train", "cohort", "evaluate", "study", "recommend", "prepare"}
+ENTRIES = {"train", "cohort", "evaluate", "study", "recommend", "prepare", "export"}
 MAY_IMPORT = {
   "__init__": set(),
   **dict.fromkeys(("errors", "collective"), set()),
@@ -81,13 +81,13 @@ MAY_IMPORT = {
   "optim": {"errors", "trees", "spec"},
   "report": {"errors", "record", "slices", "statistics", "comparisons", "claims", "tables",
              "sections", "plots", "evaluators.metrics"},
-  "study_plan": {"errors", "spec", "report", "results", "data.sequences"},
+  "study_plan": {"errors", "spec", "report", "results", "data.sequences", "data.kinds"},
   "results": {"errors", "trees", "record", "slices", "data.*", "evaluators.*"},
   "experiment": {"errors", "trees", "state", "step", "partition", "checkpoint", "transfer",
                  "task_trees", "models.*", "objectives.*", "data.*", "evaluators.*"},
   "models.__init__": {"errors", "models.*"},
   "models.*": {"errors", "catalog", "collective", "models.layers", "models.columns",
-               "models.patches", "models.pairwise", "models.transformer"},
+               "models.graph_layers", "models.patches", "models.pairwise", "models.transformer"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
   "evaluators.*": {"errors", "catalog", "collective", "data.*", "evaluators.*"},

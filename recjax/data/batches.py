@@ -144,6 +144,24 @@ def make_sampler(*, num_users, batch_size, length, window):
   return sample
 
 
+def make_row_sampler(*, num_rows, batch_size):
+  """Returns sample(resident, rng, step) -> {"rows" int32 [B], "mask" bool [B]}.
+
+  Every epoch visits each of the `num_rows` rows once, in an order of its own; the last batch of an
+  epoch is filled up with rows that the mask leaves out.
+  """
+  per_epoch = -(-num_rows // batch_size)
+
+  def sample(tables, rng, step):
+    del tables
+    epoch, place = step // per_epoch, step % per_epoch
+    slot = place * batch_size + jnp.arange(batch_size)
+    rows = permute(jnp.minimum(slot, num_rows - 1), num_rows, epoch_key(rng, epoch))
+    return {"rows": rows, "mask": slot < num_rows}
+
+  return sample
+
+
 def check_window(window):
   """Raises UserError for the name of a window that there is not."""
   if window not in WINDOWS:

@@ -66,7 +66,7 @@ def publish(config, rules, manifests, scratch, data_dir, *, log):
   if not manifests:
     raise errors.UserError(f"no interaction is left by the split rules of {', '.join(empty)}")
   if config["check"]:
-    _check_counts(manifests, _expected(config, rules), empty)
+    check_counts(manifests, _expected(config, rules), empty)
   for name in manifests:
     sequences.replace_folder(scratch / name, data_dir / name)
   log(format_table(manifests.values()))
@@ -325,7 +325,14 @@ def _expected(config, rules):
   return expected
 
 
-def _check_counts(manifests, expected, empty):
+def check_counts(manifests, expected, empty):
+  """Raises UserError where {data set: manifest} lack what is expected of them.
+
+  Args:
+    manifests: of the new data sets.
+    expected: {data set: {key: value or (value, tolerance)}}.
+    empty: names of data sets that keep nothing.
+  """
   misses = [f"the split rule of {name} keeps no interaction at all" for name in empty]
   for name, values in expected.items():
     for key, value in values.items() if name not in empty else ():

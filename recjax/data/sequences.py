@@ -36,6 +36,7 @@ from recjax import errors
 from recjax.data import shards as shards_lib
 
 VERSION = 1
+KIND = "sequences"  # what a manifest that names no kind is of
 SPLITS = ("train", "val", "test")
 PARTS = (*SPLITS, "targets")  # the last with a history alone, see `histories`
 IDENTITY = ("name", "version", "raw_sha256", "interactions", "split")  # manifest keys
@@ -68,6 +69,7 @@ class Dataset:
   first_seen: np.ndarray | None = None
   counts: np.ndarray | None = None  # int64 [3, N + 1]: of `item_counts`, where known beforehand
   profiles: dict = dataclasses.field(default_factory=dict)  # {attribute: Feature of users}
+  kind = KIND
 
   @property
   def shards(self):
@@ -167,10 +169,9 @@ def pad(values, begin, end, *, width, align):
   return out
 
 
-def load(data_dir, name):
-  """Returns the `Dataset` that `recjax.prepare` left in `data_dir/name`, memory-mapped."""
-  folder = pathlib.Path(data_dir) / name
-  path = folder / "manifest.json"
+def read_manifest(data_dir, name):
+  """Returns the manifest of a data set of any kind; a missing or foreign one is a UserError."""
+  path = pathlib.Path(data_dir) / name / "manifest.json"
   if not path.is_file():
     found = sorted(p.parent.name for p in pathlib.Path(data_dir).glob("*/manifest.json"))
     raise errors.UserError(
@@ -183,7 +184,14 @@ def load(data_dir, name):
   if manifest.get("version") != VERSION:
     raise errors.UserError(f"{path}: version {manifest.get('version')} was written by another "
                            f"recjax (this one reads {VERSION}); prepare the data again")
-  read = lambda stem: _read(folder / f"{stem}.npy")
+  return manifest
+
+
+def load(data_dir, name):
+  """Returns the `Dataset` that `recjax.prepare` left in `data_dir/name`, memory-mapped."""
+  folder = pathlib.Path(data_dir) / name
+  manifest = read_manifest(data_dir, name)
+  read = lambda stem: read_array(folder / f"{stem}.npy")
   there = lambda stem: read(stem) if (folder / f"{stem}.npy").is_file() else None
   if "shards" in manifest:
     arrays = {stem: read(stem) for stem in ARRAYS if stem not in shards_lib.VALUES}
@@ -271,7 +279,8 @@ def replace_folder(draft, folder):
   shutil.rmtree(old, ignore_errors=True)
 
 
-def _read(path):
+def read_array(path):
+  """Returns the memory map of an `.npy` file; a damaged one is a UserError."""
   try:
     return np.load(path, mmap_mode="r", allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:

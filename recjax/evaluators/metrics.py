@@ -37,8 +37,8 @@ def per_positive(greater, equal, k):
 
 
 def is_error(metric):
-  """Returns whether a metric measures errors: smaller is better, and it is no share."""
-  return metric.endswith(("rmse", "mae", "mse"))
+  """Returns whether a metric is no share and better where it is smaller: an error or mean rank."""
+  return metric.endswith(("rmse", "mae", "mse")) or metric.rpartition("/")[2] == "mr"
 
 
 def ndcg(greater, equal, mask, k):

@@ -13,6 +13,8 @@ objectives prepare, it has
     row_tables()         leaves whose rows stand for named things
     transfer_rules(mode) what a transfer mode carries
     optim_rules(mode)    rules of `recjax.optim` that it adds, after the config's (optional)
+    leaf_options()       ((regex, options of `optim.plan`), ...), where leaves have constraints or
+                         are running averages
 
 where a score costs more than an inner product,
 
@@ -39,59 +41,82 @@ from recjax.models import autoencoder
 from recjax.models import bert4rec
 from recjax.models import bert4rec_rating
 from recjax.models import caser
+from recjax.models import complex_embeddings
 from recjax.models import conet
 from recjax.models import dot
 from recjax.models import fm
 from recjax.models import gru4rec
 from recjax.models import item_knn
-from recjax.models import nextitnet
 from recjax.models import neumf
+from recjax.models import nextitnet
+from recjax.models import node_vectors
+from recjax.models import proje
 from recjax.models import sasrec
+from recjax.models import translation
+from recjax.models import tucker
 
 MODELS = {
   "autoencoder": autoencoder.Autoencoder,
   "bert4rec": bert4rec.BERT4Rec,
   "bert4rec_rating": bert4rec_rating.BERT4RecRating,
   "caser": caser.Caser,
+  "complex": complex_embeddings.ComplEx,
   "conet": conet.CoNet,
   "dot": dot.Dot,
   "fm": fm.FM,
   "gru4rec": gru4rec.GRU4Rec,
   "item_knn": item_knn.ItemKNN,
-  "nextitnet": nextitnet.NextItNet,
   "neumf": neumf.NeuMF,
+  "nextitnet": nextitnet.NextItNet,
+  "node_vectors": node_vectors.NodeVectors,
+  "proje": proje.ProjE,
   "sasrec": sasrec.SASRec,
+  "transd": translation.TransD,
+  "transe": translation.TransE,
+  "transh": translation.TransH,
+  "transr": translation.TransR,
+  "tucker": tucker.TuckER,
 }
 VARIANTS = {
   "autoencoder": autoencoder.VARIANTS,
   "bert4rec": bert4rec.VARIANTS,
   "bert4rec_rating": bert4rec_rating.VARIANTS,
   "caser": caser.VARIANTS,
+  "complex": complex_embeddings.VARIANTS,
   "conet": conet.VARIANTS,
   "dot": dot.VARIANTS,
   "fm": fm.VARIANTS,
   "gru4rec": gru4rec.VARIANTS,
   "item_knn": item_knn.VARIANTS,
-  "nextitnet": nextitnet.VARIANTS,
   "neumf": neumf.VARIANTS,
+  "nextitnet": nextitnet.VARIANTS,
+  "node_vectors": node_vectors.VARIANTS,
+  "proje": proje.VARIANTS,
   "sasrec": sasrec.VARIANTS,
+  "transd": translation.TRANSD_VARIANTS,
+  "transe": translation.TRANSE_VARIANTS,
+  "transh": translation.TRANSH_VARIANTS,
+  "transr": translation.TRANSR_VARIANTS,
+  "tucker": tucker.VARIANTS,
 }
 RESERVED = ("item", "user", "rating", "segment", "layer_norm", "drop")
 
 
-def make(name, *, variant, num_items, num_users, field_rows, fields=(), facts=None,
-         **overrides):
+def make(name, *, variant, field_rows, fields=(), facts=None, num_items=None, num_users=None,
+         num_entities=None, num_relations=None, **overrides):
   """Returns the model of `config.model`.
 
   Args:
     name: a key of MODELS.
     variant: a key of VARIANTS[name], the defaults of everything below.
-    num_items: N.
-    num_users: U.
     field_rows: {attribute: rows of its table} of what the data offers.
     fields: (attribute, width, slots) of those that the model reads.
     facts: {attribute: function that finds it in the data}, for attributes that a model may have
       (`rating_mean`); those that it has not are never looked for.
+    num_items: N, and
+    num_users: U, of sequences.
+    num_entities: E, and
+    num_relations: R, of a graph.
     **overrides: attributes of the model; None leaves the variant's.
   """
   variants = errors.choose(VARIANTS, name, "model.name")
@@ -104,7 +129,13 @@ def make(name, *, variant, num_items, num_users, field_rows, fields=(), facts=No
   values["fields"] = tuple((field, errors.choose(field_rows, field, "model.fields"), width, slots)
                            for field, width, slots in fields)
   cls = MODELS[name]
+  sizes = {"num_items": num_items, "num_users": num_users} if num_entities is None else {
+    "num_entities": num_entities, "num_relations": num_relations}
   allowed = [f.name for f in dataclasses.fields(cls) if f.name not in ("parent", "name")]
+  if not set(sizes) <= set(allowed):
+    raise errors.UserError(f"model.name={name} does not learn from data with "
+                           f"{' and '.join(key.removeprefix('num_') for key in sizes)}; choose "
+                           "another model or another dataset")
   if not fields and "fields" not in allowed:
     del values["fields"]
   values = {**{key: find() for key, find in (facts or {}).items()
@@ -112,7 +143,7 @@ def make(name, *, variant, num_items, num_users, field_rows, fields=(), facts=No
   if unknown := [key for key in values if key not in allowed]:
     raise errors.UserError(f"config.model: {name} has no field {unknown[0]!r}; there are "
                            f"{', '.join(allowed)}")
-  model = cls(num_items=num_items, num_users=num_users, **values)
+  model = cls(**sizes, **values)
   for attribute, known in cls.choices.items():
     errors.choose(dict.fromkeys(known), getattr(model, attribute), f"model.{attribute}")
   model.check()

@@ -5,7 +5,9 @@ predicts. The loop and the compiled step know only this of it, for which `object
 defaults:
 
     trains         False: the model is computed from the data, without steps
-    task           "ranking", "rating" or "classification": which evaluator judges it
+    task           "ranking", "rating", "classification", "links" or "edges": which evaluator
+                   judges it
+    counts(batch)  "examples" and "tokens" of a batch, for rates
     window         which part of a long sequence is sampled (`batches.WINDOWS`)
     min_length     users with fewer training items are left out
     extra_columns  columns of a sampled window beyond the model's positions
@@ -27,6 +29,10 @@ defaults:
     predict(apply_fn, params, users, ...)    -> scores [B, N + 1], or what `readout` makes of
                                                 them, or ratings
 
+and, on graphs (see `links` and `edges`),
+
+    examples       the array of `graphs.resident` whose rows an epoch visits
+
 and, where a step goes on with further updates of the optimizer, of inputs made from the last ones,
 
     updates                                  how many updates a step takes
@@ -37,21 +43,31 @@ import functools
 import inspect
 
 from recjax import errors
+from recjax.objectives import candidate_softmax
 from recjax.objectives import contrast
 from recjax.objectives import cross_pair
+from recjax.objectives import edge_sampling
+from recjax.objectives import logistic
+from recjax.objectives import margin_ranking
 from recjax.objectives import masked_item
 from recjax.objectives import masked_window
 from recjax.objectives import mix
 from recjax.objectives import next_item
 from recjax.objectives import next_window
+from recjax.objectives import one_to_all
 from recjax.objectives import pair
 from recjax.objectives import rating
+from recjax.objectives import skip_gram
 from recjax.objectives import untrained
 from recjax.objectives import user_task
 
 OBJECTIVES = {
   "autoencode": rating.Autoencode,
+  "candidate_softmax": candidate_softmax.CandidateSoftmax,
   "contrast": contrast.Contrast,
+  "edge_sampling": edge_sampling.EdgeSampling,
+  "logistic": logistic.Logistic,
+  "margin_ranking": margin_ranking.MarginRanking,
   "masked_rating": rating.MaskedRating,
   "masked_item": masked_item.MaskedItem,
   "masked_window": masked_window.MaskedWindow,
@@ -59,21 +75,24 @@ OBJECTIVES = {
   "next_item": next_item.NextItem,
   "next_window": next_window.NextWindow,
   "causal_next_item": next_item.CausalNextItem,
-  "first_item": user_task.FirstItem,
-  "profile": user_task.Profile,
   "cross_pair": cross_pair.CrossPair,
+  "first_item": user_task.FirstItem,
+  "one_to_all": one_to_all.OneToAll,
   "pair": pair.Pair,
+  "profile": user_task.Profile,
+  "skip_gram": skip_gram.SkipGram,
   "untrained": untrained.Untrained,
 }
 
 
-def make(name, *, num_items, known, window=None, **fields):
+def make(name, *, known, num_items=None, num_entities=None, window=None, **fields):
   """Returns the objective of `config.objective`.
 
   Args:
     name: a key of OBJECTIVES; "mix" weights and adds several (`objective.mix.parts`).
-    num_items: N.
     known: names of the objectives that the model can be trained on.
+    num_items: N, of sequences.
+    num_entities: E, of a graph.
     window: which part of a long sequence is trained on (None: the objective's own choice).
     **fields: {objective name: its fields}; those of other objectives are ignored, so that one
       config serves all.
@@ -81,7 +100,8 @@ def make(name, *, num_items, known, window=None, **fields):
   errors.choose(OBJECTIVES, name, "objective.name")
   if unknown := [key for key in fields if key not in OBJECTIVES]:
     raise errors.UserError(f"config.objective: unknown field {unknown[0]!r}")
-  build = functools.partial(_one, num_items=num_items, known=known, window=window, fields=fields)
+  sizes = {"num_items": num_items, "num_entities": num_entities}
+  build = functools.partial(_one, sizes=sizes, known=known, window=window, fields=fields)
   if name != "mix":
     return build(name, what="objective.name")
   given = dict(fields.get("mix") or {})
@@ -97,7 +117,7 @@ def make(name, *, num_items, known, window=None, **fields):
     window=mix.agreed_window(parts))
 
 
-def _one(name, *, what, num_items, known, window, fields):
+def _one(name, *, what, sizes, known, window, fields):
   """Returns the objective `name`, which the config's field `what` asks for; see `make`."""
   if name not in known:
     errors.choose(OBJECTIVES, name, what)
@@ -110,5 +130,5 @@ def _one(name, *, what, num_items, known, window, fields):
   allowed = inspect.signature(cls).parameters
   if unknown := [key for key in values if key not in allowed]:
     raise errors.UserError(f"config.objective: {name} has no field {unknown[0]!r}; there are "
-                           f"{', '.join(key for key in allowed if key != 'num_items')}")
-  return cls(num_items=num_items, **values)
+                           f"{', '.join(key for key in allowed if key not in sizes)}")
+  return cls(**{key: size for key, size in sizes.items() if size is not None}, **values)

@@ -38,6 +38,10 @@ class Objective:
       lengths = np.array([columns + self.extra_columns])
     return losses.capacity(*self.label_statistics(lengths), rows=rows)
 
+  def counts(self, batch):
+    """Returns how many "examples" and "tokens" a batch holds."""
+    return {"examples": jnp.sum(batch["users"] > 0), "tokens": jnp.sum(batch["items"] > 0)}
+
   def label_statistics(self, lengths):
     """Returns (mean, variance, most) of the labels in a row: exactly one."""
     del lengths

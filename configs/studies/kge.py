@@ -1,0 +1,56 @@
+"""Seven knowledge-graph embeddings on WN18RR beside their published numbers.
+
+Full size: published sizes, three seeds, for a GPU. `:cpu`: narrower vectors and fewer epochs, one
+seed; by the seconds an epoch that launch/bench/README.md has, hours on two cores. Not run yet.
+TransR is trained from TransE (`margin`), as its authors do.
+
+    python -m recjax.prepare --config=configs/data/wn18rr.py --raw_dir=RAW --data_dir=DATA
+    python -m recjax.study --config=configs/studies/kge.py:cpu --workdir=W --config.data_dir=DATA
+"""
+
+import ml_collections
+
+from configs.studies import common
+from recjax import spec
+
+TITLES = {"transe": "TransE, margin", "adversarial": "TransE, adversarial", "transh": "TransH",
+          "transr": "TransR, from TransE", "transd": "TransD", "complex": "ComplEx",
+          "proje": "ProjE", "tucker": "TuckER"}
+
+
+def get_config(arg=None):
+  """Returns the study's config; `arg` is "cpu" or nothing."""
+  arg = spec.parse_arg(arg, cpu=False)
+  size = "cpu" if arg.cpu else "full"
+  config = ml_collections.ConfigDict()
+  config.title = f"Knowledge-graph embeddings on WN18RR (size {size})"
+  config.data_dir = ""
+  config.prepare = common.prepare("wn18rr")
+  config.seeds = (0,) if arg.cpu else (0, 1, 2)
+  config.overrides = ()
+  config.bootstrap_draws = 10_000
+  config.headline = ("mrr", "hits@1", "hits@3", "hits@10", "mr")
+  path = f"configs/kge.py:size={size}"
+  config.runs = {name: {"config": f"{path},{name}"} for name in TITLES if name != "adversarial"}
+  config.runs["adversarial"] = {"config": f"{path},transe,loss=adversarial"}
+  config.runs["transr"].update(source="transe", mode="embedding")
+  config.rows = tuple((title, name) for name, title in TITLES.items())
+  config.baseline = "transe"
+  config.comparisons = (("TuckER – ComplEx", "tucker", "complex"),)
+  config.claims = (("TuckER is better than ComplEx", (("tucker", "complex"),), "filtered/mrr"),
+                   ("TransH, TransR and TransD are better than TransE",
+                    tuple((name, "transe") for name in ("transh", "transr", "transd")),
+                    "filtered/mrr"))
+  config.published = {
+    "TransE, adversarial": {"filtered/hits@10": 51.2},
+    "TransH": {"filtered/hits@10": 50.7}, "TransR, from TransE": {"filtered/hits@10": 51.9},
+    "TransD": {"filtered/hits@10": 50.8}, "ComplEx": {"filtered/hits@10": 48.5},
+    "TuckER": {"filtered/mrr": 47.0, "filtered/hits@10": 52.6}}
+  config.notes = """\
+- The sample of the paired tests are the test triples; a triple's value is the mean over ranking its
+  head and its tail. Ties stand in the middle of their ranks.
+- Published: TuckER from Balazevic et al. 2019; TransE, TransH, TransR, TransD and ComplEx from the
+  results that OpenKE (Han et al. 2018) lists, which were trained with settings of its own. ProjE's
+  authors have no WN18RR.
+- `filtered` leaves out what makes another triple of train, val or test; `raw` does not."""
+  return config
