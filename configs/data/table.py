@@ -36,6 +36,7 @@ def get_config(arg=None):
   config.items = ""
   config.item_columns = dict(item="item", title="title")
   config.features = ()  # names of columns; empty for all
+  config.texts = ()  # columns that are prose, for features of kind "text"
 
   # Fields of recjax.data.splits.Rule, for the whole and for each domain. `domain_splits` maps a
   # domain to fields of its own, for example {"books": dict(keep_last=15, val=2, test=3,

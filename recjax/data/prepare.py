@@ -147,7 +147,10 @@ def shared_arrays(table, facts):
   if facts and facts.titles:
     extras["item_titles"] = metadata.title_array(facts.titles, table.items)
   ids = {"user_ids": metadata.id_array(table.users), "item_ids": metadata.id_array(table.items)}
-  return {**ids, "features": features, "first_seen": table.first_seen}, extras, described
+  texts = {name: metadata.text_array(values, table.items)
+           for name, values in (facts.texts if facts else {}).items()}
+  arrays = {**ids, "features": features, "texts": texts, "first_seen": table.first_seen}
+  return arrays, extras, described
 
 
 def _covered(feature):

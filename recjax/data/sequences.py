@@ -16,6 +16,8 @@ interactions (both vocabularies start at 1; 0 is padding and belongs to nobody):
                                          appearance in the raw file
     feature_NAME.npy      int32 [N + 1, S]  attribute ids of each item, 0 = no further value
     feature_NAME_ids.npy  bytes [K + 1]     external attribute ids, row 0 empty
+    item_titles.npy       bytes [N + 1]     optional; UTF-8, as is
+    text_NAME.npy         bytes [N + 1]     further texts of items, empty where there is none
     item_counts.npy  int64 [3, N + 1]    with shards only: how often each item occurs in each split
 
 Users too short to be split keep their rows and own three empty ranges. Where the manifest lists
@@ -36,6 +38,7 @@ from recjax.data import shards as shards_lib
 VERSION = 1
 SPLITS = ("train", "val", "test")
 IDENTITY = ("name", "version", "raw_sha256", "interactions", "split")  # manifest keys
+AT_RUN_TIME = ("held_out_items", "feature_files")  # what a run's config made of it, likewise
 ARRAYS = ("user_ids", "item_ids", "in_domain", "offsets", "items", "times", "splits")
 
 
@@ -59,6 +62,8 @@ class Dataset:
   splits: np.ndarray
   ratings: np.ndarray | None = None
   features: dict = dataclasses.field(default_factory=dict)
+  texts: dict = dataclasses.field(default_factory=dict)  # {"title" and others: bytes [N + 1]}
+  held_out: np.ndarray | None = None  # bool [N + 1]: items kept from training, see `held_out`
   first_seen: np.ndarray | None = None
   counts: np.ndarray | None = None  # int64 [3, N + 1]: of `item_counts`, where known beforehand
 
@@ -83,7 +88,8 @@ class Dataset:
 
   def identity(self):
     """Returns what tells this data set from another of the same name, as a JSON-able dict."""
-    return {key: self.manifest.get(key) for key in IDENTITY}
+    return {key: self.manifest.get(key) for key in IDENTITY} | {
+      key: self.manifest[key] for key in AT_RUN_TIME if key in self.manifest}
 
   def span(self, split):
     """Returns (begin, end) int64 [U + 1]: the absolute rows of every user in `split`."""
@@ -181,8 +187,11 @@ def load(data_dir, name):
     arrays = {stem: read(stem) for stem in ARRAYS} | {"ratings": there("ratings")}
   features = {field: Feature(read(f"feature_{field}"), read(f"feature_{field}_ids"))
               for field in manifest.get("features", ())}
-  data = Dataset(manifest=manifest, features=features, first_seen=there("item_first_seen"),
-                 **arrays)
+  texts = {name: read(f"text_{name}") for name in manifest.get("texts", ())}
+  if (titles := there("item_titles")) is not None:
+    texts = {"title": titles, **texts}
+  data = Dataset(manifest=manifest, features=features, texts=texts,
+                 first_seen=there("item_first_seen"), **arrays)
   _check_shapes(data, folder)
   return data
 
@@ -234,12 +243,17 @@ def write(draft, data, *, extras=None):
     arrays["item_counts"] = data.counts
   for field, feature in data.features.items():
     arrays[f"feature_{field}"], arrays[f"feature_{field}_ids"] = feature.values, feature.ids
+  texts = {name: text for name, text in data.texts.items() if name != "title"}
+  arrays |= {f"text_{name}": text for name, text in texts.items()}
+  if "title" in data.texts:
+    arrays["item_titles"] = data.texts["title"]
   for stem, array in {**arrays, **(extras or {})}.items():
     path = draft / f"{stem}.npy"
     mapped = isinstance(array, np.memmap) and pathlib.Path(array.filename) == path.resolve()
     if not mapped and not isinstance(array, shards_lib.Rows):
       np.save(path, array, allow_pickle=False)
-  manifest = dict(data.manifest, version=VERSION, features=sorted(data.features))
+  manifest = dict(data.manifest, version=VERSION, features=sorted(data.features),
+                  **({"texts": sorted(texts)} if texts else {}))
   (draft / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
   return manifest
 
@@ -268,6 +282,7 @@ def _check_shapes(data, folder):
            and (data.ratings is None or data.ratings.shape == (rows,))
            and (data.first_seen is None or data.first_seen.shape == (items + 1,))
            and (data.counts is None or data.counts.shape == (3, items + 1))
-           and all(f.values.shape[0] == items + 1 for f in data.features.values()))
+           and all(f.values.shape[0] == items + 1 for f in data.features.values())
+           and all(text.shape == (items + 1,) for text in data.texts.values()))
   if not right:
     raise errors.UserError(f"{folder}: the arrays do not fit together; prepare the data again")
