@@ -20,6 +20,7 @@ ROWS_FOR_ONE = 32
 BLOCK = {"cpu": 2**20}
 BLOCK_ELSEWHERE = 2**25
 WHOLE = 4  # blocks
+BARRED = -1e9  # finite, so that nothing becomes NaN
 HELD = 2**26  # scores of a batch of users that are held at once; beyond, they are only folded
 
 
@@ -41,6 +42,14 @@ class Scores:
 
   def __len__(self):
     return self.count or self.table.shape[self.axis]
+
+  def without(self, barred):
+    """Returns these scores with `BARRED` as the bias of the ids that `barred`, bool [N + 1], has.
+
+    In a softmax over all ids they weigh nothing, and get no gradient.
+    """
+    bias = jnp.zeros(len(barred)) if self.bias is None else self.bias
+    return dataclasses.replace(self, bias=jnp.where(barred[:len(bias)], BARRED, bias))
 
   def all(self):
     """Returns the scores of all ids, [..., N + 1]."""
@@ -143,6 +152,19 @@ def read(scores, candidates=None, readout=None):
   if readout is not None:
     return readout(scores)
   return scores.all() if candidates is None else tuple(map(scores.of, candidates))
+
+
+def barring(barred, candidates=None, readout=None):
+  """Returns (candidates, readout) with which `read` does the same to `Scores.without(barred)`.
+
+  Args:
+    barred: bool [N + 1 or more], or None: both are as they were.
+    candidates: see `read`.
+    readout: likewise.
+  """
+  if barred is None:
+    return candidates, readout
+  return None, lambda scores: read(scores.without(barred), candidates, readout)
 
 
 def top(scores, k, allowed, barred):

@@ -10,7 +10,7 @@ import numpy as np
 
 from recjax import checkpoint, errors, models, objectives, partition, trees
 from recjax import step as step_lib
-from recjax.data import batches, ratings, sequences, vocabulary
+from recjax.data import batches, held_out, providers, ratings, sequences, vocabulary
 from recjax.evaluators import blocks, metrics, ranking, rating
 
 
@@ -25,6 +25,7 @@ class Experiment:
   tables: dict  # {field: attribute ids}, and what else the model looks up, on the devices
   apply_fn: object
   predict: object  # (params, users, histories, ...) -> scores, for its caller to jit
+  provided: dict = dataclasses.field(default_factory=dict)  # {feature: providers.Provider}
 
   def init_params(self, seed):
     """Returns parameters as a nested dict: freshly started ones on the host's default device.
@@ -44,8 +45,12 @@ class Experiment:
     """Returns {vocabulary: checkpoint.Rows} of the model's row tables."""
     names = vocabulary.row_names(self.data, extra_tokens=self.model.extra_tokens)
     used = {name for name, _ in self.model.row_tables().values()}
-    names |= ratings.row_names(self.data, used)
+    names |= ratings.row_names(self.data, used) | providers.row_names(self.provided)
     return {name: checkpoint.Rows(*names[name]) for name in sorted(used)}
+
+  def describe_features(self):
+    """Returns a line for every feature: how many items it says something of."""
+    return providers.describe(self.provided, np.asarray(self.data.in_domain))
 
   @property
   def room(self):
@@ -75,8 +80,9 @@ class Experiment:
       history_length=self.history_length(*seen),
       put=lambda x: partition.put(x, partition.by_rows(self.mesh)))
     if self.data.shards is None:
+      cache_dir = f"{self.config.data_dir}/{self.data.name}/candidates"
       return make(self.data, max_users=config.max_users,
-                  cache_dir=f"{self.config.data_dir}/{self.data.name}/candidates")
+                  cache_dir=cache_dir if self.data.held_out is None else None)
     if self.objective.task == "rating":
       raise errors.UserError(f"data set {self.data.name!r} is sharded, and ratings are evaluated "
                              "with all of them in memory; prepare it with --config.shards=0")
@@ -108,16 +114,20 @@ def build(config):
   """Returns the Experiment of `config`, reading its data set from `config.data_dir`."""
   if not config.data_dir:
     raise errors.UserError("--config.data_dir is required: the folder that recjax.prepare wrote")
-  data = sequences.load(config.data_dir, config.dataset)
+  data, provided = _read(config)
   mesh = partition.make_mesh(config.num_devices)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data),
+                         "features": {name: p.options for name, p in provided.items()},
+                         "feature_sizes": {name: p.size for name, p in provided.items()},
                          "facts": ratings.facts(data)})
   objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items,
                               known=model.objectives)
   tables = batches.attribute_tables(
     data, [(name, width, slots) for name, _, width, slots in model.fields],
     extra_tokens=model.extra_tokens)
+  tables |= providers.tables(provided, extra_tokens=model.extra_tokens)
+  tables |= _item_flags(data, config, extra_tokens=model.extra_tokens, features=bool(provided))
   if getattr(model, "biases", False):
     tables |= ratings.item_table(data)
   if other := getattr(model, "extra_ratings", ""):
@@ -126,7 +136,41 @@ def build(config):
   apply_fn = step_lib.make_apply(model, tables)
   return Experiment(config=config, data=data, mesh=mesh, model=model, objective=objective,
                     tables=tables, apply_fn=apply_fn,
-                    predict=step_lib.make_predict(apply_fn, objective, mesh))
+                    predict=step_lib.make_predict(apply_fn, objective, mesh), provided=provided)
+
+
+def _read(config):
+  """Returns (Dataset, {feature: Provider}): as prepared, and as the config changes and adds to it.
+
+  Fields that a config of an older version lacks are off.
+  """
+  data = sequences.load(config.data_dir, config.dataset)
+  if share := tuple(config.get("held_out_items") or ()):
+    data = held_out.hold_out(data, share)
+  provided = providers.read(data, config.model.get("features") or ())
+  if files := providers.digests(provided):  # A resumed run checks them as part of its data.
+    data = dataclasses.replace(data, manifest={**data.manifest, "feature_files": files})
+  return data, provided
+
+
+def _item_flags(data, config, *, extra_tokens, features):
+  """Returns the tables, bool [tokens], that say which items are set apart.
+
+    item/barred    held out: in training they do not compete, so that nothing is learned against
+                   them
+    item/unowned   without a vector of their own, for `features`: held out, or never trained on
+                   here nor (which the run cannot know) in a run that it transfers from
+  """
+  flags = {}
+  apart = np.zeros(data.num_items + 1, bool)
+  if data.held_out is not None:
+    apart |= data.held_out
+    flags["item/barred"] = apart
+  if features:
+    new = data.item_counts("train") == 0
+    new[0] = False
+    flags["item/unowned"] = apart | (new & (not config.transfer.checkpoint))
+  return {name: np.append(flag, np.zeros(1 + extra_tokens, bool)) for name, flag in flags.items()}
 
 
 def restore(workdir, *, step=None, data_dir=None):

@@ -317,6 +317,8 @@ def announce(recorder, exp, params, trainable, crossing, step):
     recorder.say(f"{exp.data.name}: GENERATED data; its numbers say nothing about real users")
   recorder.say(f"{exp.data.name}: {manifest['users']:,} users, {manifest['items']:,} items, "
                f"{manifest['interactions']:,} interactions; {exp.mesh.devices.size} devices")
+  for line in exp.describe_features():
+    recorder.say(line)
   recorder.say(trees.overview(params, trainable))
   if crossing is not None:
     recorder.say(f"transfer from {crossing['source']} step {crossing['source_step']}, mode "

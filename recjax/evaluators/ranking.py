@@ -69,8 +69,9 @@ class Ranking:
                              "prepare the data again")
     self._excluded = None
     if "full" in protocols:
-      self._excluded = candidates.distinct_items(
-        data, self.users, ("train", "val"), without=(split,))
+      # What was held out of a user's history is in no split, and nothing to be recommended again.
+      owned = ("train", "val") if data.held_out is None else candidates.EVERYTHING
+      self._excluded = candidates.distinct_items(data, self.users, owned, without=(split,))
     self._negatives = {
       name: candidates.load_or_sample(
         data, self.users, split, "uniform100_global" if name == LEGACY else name,

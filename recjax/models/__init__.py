@@ -7,6 +7,7 @@ objectives prepare, it has
     objectives           names of the objectives that it can be trained on
     max_len              positions that it reads
     fields, extra_tokens attribute tables that it reads, ids after MASK
+    features             `features.Spec`s of what it aggregates with items, where it can
     choices              {attribute: values allowed}
     check()              raises UserError where sizes do not fit together
     example_inputs()     inputs that start its parameters
@@ -25,6 +26,7 @@ from recjax.models import autoencoder
 from recjax.models import bert4rec
 from recjax.models import bert4rec_rating
 from recjax.models import caser
+from recjax.models import features as features_lib
 from recjax.models import gru4rec
 from recjax.models import item_knn
 from recjax.models import sasrec
@@ -50,8 +52,8 @@ VARIANTS = {
 RESERVED = ("item", "user", "rating", "segment", "layer_norm", "drop")
 
 
-def make(name, *, variant, num_items, num_users, field_rows, fields=(), facts=None,
-         **overrides):
+def make(name, *, variant, num_items, num_users, field_rows, fields=(), features=(),
+         feature_sizes=None, facts=None, **overrides):
   """Returns the model of `config.model`.
 
   Args:
@@ -61,6 +63,8 @@ def make(name, *, variant, num_items, num_users, field_rows, fields=(), facts=No
     num_users: U.
     field_rows: {attribute: rows of its table} of what the data offers.
     fields: (attribute, width, slots) of those that the model reads.
+    features: {NAME: options} of providers whose vectors are aggregated with the items'.
+    feature_sizes: {NAME: columns or rows} of what they provide.
     facts: {attribute: function that finds it in the data}, for attributes that a model may have
       (`rating_mean`); those that it has not are never looked for.
     **overrides: attributes of the model; None leaves the variant's.
@@ -75,8 +79,10 @@ def make(name, *, variant, num_items, num_users, field_rows, fields=(), facts=No
                            for field, width, slots in fields)
   cls = MODELS[name]
   allowed = [f.name for f in dataclasses.fields(cls) if f.name not in ("parent", "name")]
-  if not fields and "fields" not in allowed:
-    del values["fields"]
+  values["features"] = features_lib.specs(features, feature_sizes) if features else ()
+  for optional in ("fields", "features"):
+    if not values[optional] and optional not in allowed:
+      del values[optional]
   values = {**{key: find() for key, find in (facts or {}).items()
                if key in allowed and key not in values}, **values}
   if unknown := [key for key in values if key not in allowed]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from recjax import errors
 from recjax.models import columns
+from recjax.models import features as features_lib
 from recjax.models import layers
 
 
@@ -38,21 +39,29 @@ class SequenceEmbed(nn.Module):
   dropout: float = 0.1
   initializer: str = "torch"
   dtype: jnp.dtype = jnp.float32
+  schema: tuple = ()  # `features.Spec`s that are aggregated with the item's own vector
+  aggregate: str = "concat"
+  item_dropout: float = 0.0
 
   def setup(self):
     start = layers.table_init(self.initializer)
+    width = features_lib.width(self.item_width, self.schema, self.aggregate)
+    if self.schema:
+      self.features = features_lib.Features(
+        self.schema, self.aggregate, self.num_items, self.initializer, self.dtype,
+        self.item_dropout)
     self.item = nn.Embed(self.num_items + 2 + self.extra_tokens, self.item_width,
                          embedding_init=start, dtype=self.dtype)
     def position(name, width):
       if self.places:
         setattr(self, f"{name}_pos", nn.Embed(self.max_len, width, embedding_init=start,
                                               dtype=self.dtype))
-    position("item", self.item_width)
+    position("item", width)
     if self.user_width:
       self.user = layers.RowTable(self.num_users, self.user_width, self.initializer, self.dtype)
       position("user", self.user_width)
     if self.segments:
-      self.segment = nn.Embed(self.segments, self.item_width, embedding_init=start,
+      self.segment = nn.Embed(self.segments, width, embedding_init=start,
                               dtype=self.dtype)
     for field, rows, width, _ in self.fields:
       setattr(self, field, layers.RowTable(rows, width, self.initializer, self.dtype))
@@ -61,7 +70,13 @@ class SequenceEmbed(nn.Module):
       self.layer_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
     self.drop = layers.Dropout(self.dropout)
 
-  def __call__(self, items, users, tables, *, segments=None, train=False):
+  def vectors(self, items, tables, *, whole, train):
+    """Returns (vectors of `items` with their features, table of all rows or None)."""
+    if not self.schema:
+      return self.item(items), self.item.embedding
+    return self.features(items, self.item.embedding, tables, whole=whole, train=train)
+
+  def __call__(self, items, users, tables, *, vectors=None, segments=None, train=False):
     """Returns [B, T, W].
 
     Args:
@@ -69,6 +84,7 @@ class SequenceEmbed(nn.Module):
       users: int32 [B], 0 for an unknown user.
       tables: {field: int32 [N + 2 + extra_tokens, slots]}, attribute ids of every item id. The rows
         of MASK say "unknown", so a masked item does not leak through its attributes.
+      vectors: [B, T, width] of the items, where somebody has them already.
       segments: optional int32 [B, T] token types.
       train: whether dropout is on.
     """
@@ -76,7 +92,7 @@ class SequenceEmbed(nn.Module):
     assert length <= self.max_len, f"{length} columns, but position tables have {self.max_len} rows"
     place = jnp.arange(self.max_len - length, self.max_len)
     position = lambda name: getattr(self, f"{name}_pos")(place) if self.places else 0.0
-    x = self.item(items)
+    x = self.vectors(items, tables, whole=False, train=train)[0] if vectors is None else vectors
     if self.scale_items:
       x = x * math.sqrt(self.item_width)
     x = x + position("item")
@@ -225,6 +241,9 @@ class SequenceTransformer(nn.Module):
   num_items: int  # N
   num_users: int  # U
   fields: tuple = ()  # (name, rows, width, slots) of item attributes that are concatenated
+  features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
+  aggregate: str = "concat"
+  item_dropout: float = 0.0  # how often an item has to do without its own vector
   item_width: int = 128
   user_width: int = 32  # 0: no user embedding
   num_layers: int = 6
@@ -248,7 +267,7 @@ class SequenceTransformer(nn.Module):
   layout: str = "auto"  # of activations: rows, or columns, which are faster on a CPU
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
              "output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
-             "dtype": ("float32", "bfloat16"), "layout": ("auto", "rows", "columns")}
+             "aggregate": features_lib.AGGREGATES, "dtype": ("float32", "bfloat16"), "layout": ("auto", "rows", "columns")}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
@@ -274,12 +293,14 @@ class SequenceTransformer(nn.Module):
       num_items=self.num_items, num_users=self.num_users, max_len=self.max_len,
       item_width=self.item_width, user_width=self.user_width, fields=self.fields,
       extra_tokens=self.extra_tokens, segments=self.segments, norm=self.embed_norm,
-      dropout=self.dropout, scale_items=self.scale_items, **common, name="embed")
+      dropout=self.dropout, scale_items=self.scale_items, schema=self.features,
+      aggregate=self.aggregate, item_dropout=self.item_dropout, **common, name="embed")
     block = dict(
       heads=self.heads, hidden=self.hidden, act=self.act, norm=self.norm, dropout=self.dropout,
       attention_dropout=self.dropout, hidden_dropout=self.dropout * self.hidden_dropout,
       output_dropout=self.dropout * self.output_dropout, **common)
-    x = embed(items, users, tables, segments=segments, train=train)
+    vectors, table = embed.vectors(items, tables, whole=self.output != "untied", train=train)
+    x = embed(items, users, tables, vectors=vectors, segments=segments, train=train)
     out = {"embedded": x}
     encoder = Encoder(self.num_layers, block, causal=self.causal, final_norm=self.final_norm,
                       name="encoder")
@@ -293,17 +314,18 @@ class SequenceTransformer(nn.Module):
       out["encoded"] = x
       if positions is not None:
         x = layers.select(x, positions)
-    return layers.score_items(x, embed.item.embedding, output=self.output,
-                              num_items=self.num_items, candidates=candidates,
-                              readout=readout, **common), out
+    return layers.score_items(x, table, output=self.output, num_items=self.num_items,
+                              candidates=candidates, readout=readout,
+                              barred=tables.get("item/barred") if train else None, **common), out
 
   def _in_columns(self):
     return self.layout == "columns" or self.layout == "auto" and jax.default_backend() == "cpu"
 
   def check(self):
     """Raises UserError where sizes do not fit together."""
-    width = self.item_width + self.user_width + sum(slots * wide
-                                                    for *_, wide, slots in self.fields)
+    width = (features_lib.width(self.item_width, self.features, self.aggregate) + self.user_width
+             + sum(slots * wide for *_, wide, slots in self.fields))
+    features_lib.check(self)
     if width % self.heads:
       raise errors.UserError(f"config.model: the width {width} (item, user and attributes "
                              f"together) does not split into {self.heads} heads")
@@ -315,7 +337,7 @@ class SequenceTransformer(nn.Module):
 
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
-    names = layers.embed_rows(self.user_width, self.fields)
+    names = layers.embed_rows(self.user_width, self.fields) | features_lib.row_tables(self.features)
     if self.output == "untied":
       names.update({"head/scores/kernel": ("output", 1), "head/scores/bias": ("output", 0)})
     elif self.output == "tied_transform":
@@ -328,14 +350,21 @@ class SequenceTransformer(nn.Module):
     "embedding" carries user and attribute tables with their positions, "model" all but the head.
     """
     names = ["user"] * bool(self.user_width) + [re.escape(field) for field, *_ in self.fields]
-    return transfer_rules(mode, names)
+    return transfer_rules(mode, names, features_lib.leaves(self.features))
 
 
-def transfer_rules(mode, names):
-  """Returns the rules of a mode whose "embedding" carries the tables `names` with positions."""
+def transfer_rules(mode, names, provided=()):
+  """Returns the rules of a mode whose "embedding" carries the tables `names` with positions.
+
+  Args:
+    mode: none, embedding, model; of others None comes back.
+    names: of tables.
+    provided: a regex each of leaves that "embedding" carries as well.
+  """
   tables = "|".join(f"{name}|{name}_pos" for name in names)
+  carried = [rf"embed/({tables})/embedding"] * bool(names) + list(provided)
   return {
     "none": (),
-    "embedding": ((rf"embed/({tables})/embedding", r"\g<0>"),) if names else (),
+    "embedding": tuple((leaf, r"\g<0>") for leaf in carried),
     "model": ((r"(embed|encoder)/.*", r"\g<0>"),),
   }.get(mode)
