@@ -54,9 +54,9 @@ def get_config(arg=None):
     arg.features.split("+"), width=32 if cpu else 64, of=tuple(arg.of.split("+")),
     encoder=arg.encoder, path=arg.path)
   config.model.aggregate = arg.g
-  if arg.model == "gru4rec" and arg.g == "concat":  # its states are scored against joined vectors
-    raise errors.UserError("model=gru4rec,g=concat: set --config.model.hidden to the width of items "
-                           "and features together, or take g=sum")
+  if arg.model == "gru4rec" and arg.g == "concat":
+    raise errors.UserError("model=gru4rec does not go with g=concat: its states are scored against "
+                           "items of another width; take g=sum, gate or mlp")
   return config
 
 

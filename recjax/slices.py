@@ -3,7 +3,7 @@
 A user's history is its train items in the run's own data set. An item's popularity is its train
 interactions there: "tail", "mid" and "head" hold a third of all of them each, as nearly as items of
 one count can be kept together, and "cold" has none; "frequency" goes by the count itself. A user's
-value in a slice of items is the mean over its test items there, so that users count alike there too.
+value in a slice of items is the mean over its test items there, so that users count alike.
 """
 
 import dataclasses

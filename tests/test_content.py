@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 import tiny
@@ -63,8 +62,9 @@ def test_words_and_values_and_given_vectors_cross_by_name(data_dir):
   fill = lambda seed: lambda _, x: np.random.default_rng(seed).normal(size=x.shape).astype("f4")
   source, target = (trees.map_names(fill(i), exp.params_shapes()) for i, exp in enumerate(exps))
   rules = exps[1].model.transfer_rules("embedding")
-  plan = transfer.make_plan(target, trees.flatten(source), rules, row_tables=exps[1].model.row_tables(),
-                            target_rows=exps[1].rows(), source_rows=exps[0].rows())
+  plan = transfer.make_plan(
+    target, trees.flatten(source), rules, row_tables=exps[1].model.row_tables(),
+    target_rows=exps[1].rows(), source_rows=exps[0].rows())
   merged = trees.flatten(transfer.merge(plan, target, trees.flatten(source)))
   source, target = trees.flatten(source), trees.flatten(target)
   leaf = "embed/features/plot/words/embedding"
@@ -133,6 +133,3 @@ def test_resuming_is_not_stopping_and_other_vectors_are_refused(data_dir, tmp_pa
   pathlib.Path(data_dir / "vectors.npz").write_bytes(kept)
   train.train_and_evaluate(config, tmp_path / "run")
   tiny.assert_same_run(tmp_path / "run", tmp_path / "whole")
-  frozen = tiny.state(tmp_path / "whole")
-  assert not any("project" in name and np.isnan(x).any() for name, x in frozen.items())
-  jax.clear_caches()

@@ -41,8 +41,9 @@ def _write(folder, kind, ids=IDS, table=TABLE):
     np.save(folder / "v.npy", table)
     (folder / "v.txt").write_text("\n".join(ids) + "\n")
   else:
-    columns = ({"vector": pa.array([list(map(float, row)) for row in table])}
-               if kind == "lists.parquet" else {f"c{i}": table[:, i] for i in range(table.shape[1])})
+    columns = {f"c{i}": table[:, i] for i in range(table.shape[1])}
+    if kind == "lists.parquet":
+      columns = {"vector": pa.array([list(map(float, row)) for row in table])}
     pa_parquet.write_table(pa.table({"id": ids, **columns}), folder / "v.parquet")
   return str(folder / f"v.{kind.rpartition('.')[2]}")
 

@@ -208,8 +208,9 @@ def _vocabulary(items, options):
 def describe(found, in_domain):
   """Returns a line for every provider: how many items of the domain it says something of."""
   total = int(np.sum(in_domain[1:]))
-  return [f"feature {name} ({provider.options['kind']}): {int(np.sum(provider.known & in_domain)):,}"
-          f" of {total:,} items, {provider.size:,} "
+  known = {name: int(np.sum(provider.known & in_domain)) for name, provider in found.items()}
+  return [f"feature {name} ({provider.options['kind']}): {known[name]:,} of {total:,} items, "
+          f"{provider.size:,} "
           + ("columns" if provider.rows is None else "rows")
           + (f" of {os.fspath(provider.options['path'])}" if provider.digest else "")
           for name, provider in found.items()]

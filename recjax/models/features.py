@@ -12,6 +12,14 @@ given vectors, texts. With a projection P_i of every provider, P v^ = sum_i P_i 
 Padding, MASK and other tokens are no items: of them nothing is known, and `replace` leaves them
 their own vectors. Of an item of which nothing is known, a provider has a learned vector.
 
+A tied head scores against the vectors of all rows: they are computed once for every part of a batch
+that is differentiated (leave `micro_batch` unset where an encoder costs more than the model), and
+once for every batch of an evaluation, and are held at once, as are, of texts, the vectors of all
+their words. With drawn negatives and `optim.sparse_rows` only the rows that a step meets are
+computed. Catalogs of millions of items can so be trained on; evaluated they are with as much memory
+as [R, W] and, with texts, [R, words, D] need. An untied head (survey_code, Caser) has rows of its
+own, of which features say nothing: such models cannot rank items that they were not trained on.
+
 Letters: R rows (padding, items, MASK, tokens), n of them, N items, W width of items.
 """
 

@@ -61,8 +61,7 @@ class SequenceEmbed(nn.Module):
       self.user = layers.RowTable(self.num_users, self.user_width, self.initializer, self.dtype)
       position("user", self.user_width)
     if self.segments:
-      self.segment = nn.Embed(self.segments, width, embedding_init=start,
-                              dtype=self.dtype)
+      self.segment = nn.Embed(self.segments, width, embedding_init=start, dtype=self.dtype)
     for field, rows, width, _ in self.fields:
       setattr(self, field, layers.RowTable(rows, width, self.initializer, self.dtype))
       position(field, width)
@@ -267,7 +266,8 @@ class SequenceTransformer(nn.Module):
   layout: str = "auto"  # of activations: rows, or columns, which are faster on a CPU
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
              "output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
-             "aggregate": features_lib.AGGREGATES, "dtype": ("float32", "bfloat16"), "layout": ("auto", "rows", "columns")}
+             "aggregate": features_lib.AGGREGATES, "dtype": ("float32", "bfloat16"),
+             "layout": ("auto", "rows", "columns")}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
