@@ -56,7 +56,8 @@ def run(config, *, raw_dir, data_dir, spark, log=print):
   facts = None
   if config["items"]:
     facts = metadata.read_table(raw_dir / config["items"], features=config["features"],
-                                separator=config["separator"], **config["item_columns"])
+                                texts=config.get("texts", ()), separator=config["separator"],
+                                **config["item_columns"])
   users, items = _ids(rows, "user"), _ids(rows, "item")
   domains = _ids(rows, "domain") if "domain" in rows.columns else []
   if len(domains) > sources.MAX_DOMAINS:

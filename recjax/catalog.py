@@ -26,6 +26,7 @@ ROWS_FOR_ONE = 32
 BLOCK = {"cpu": 2**20}
 BLOCK_ELSEWHERE = 2**25
 WHOLE = 4  # blocks
+BARRED = -1e9  # finite, so that nothing becomes NaN
 HELD = 2**26  # scores of a batch of users that are held at once; beyond, they are only folded
 
 
@@ -58,6 +59,13 @@ class Scores:
   def held(self):
     """Returns how many rows are scored here: N + 1, or those of the share."""
     return min(self.table.shape[self.axis], len(self))
+  def without(self, barred):
+    """Returns these scores with `BARRED` as the bias of the ids that `barred`, bool [N + 1], has.
+
+    In a softmax over all ids they weigh nothing, and get no gradient.
+    """
+    bias = jnp.zeros(len(barred)) if self.bias is None else self.bias
+    return dataclasses.replace(self, bias=jnp.where(barred[:len(bias)], BARRED, bias))
 
   def all(self):
     """Returns the scores of all ids, [..., N + 1]."""
@@ -151,7 +159,7 @@ class Scores:
     return scores if self.bias is None else scores + blocks.bias(self.bias, begin)
 
   def _blocks(self):
-    return _Blocks(self.held, self.width(), self.axis, len(self) if self.shared else None)
+    return Blocks(self.held, self.width(), self.axis, len(self) if self.shared else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,64 +187,6 @@ class Given(Scores):
     return start
 
 
-@dataclasses.dataclass(frozen=True)
-class Pairs(Scores):
-  """Scores of a function of two sides that need be no inner product, such as a network over both.
-
-    x         tree of [S, C, W], one side at every position
-    describe  ids [...] -> tree of [..., W'], the other side of these ids
-    function  (tree of [S, C, 1, W], tree of [S, C or 1, K, W'] or [V, W']) -> [S, C, K or V]
-    cost      numbers that the function holds for one pair: what a block is as wide as
-
-  Blocks keep [S, C, N + 1] times that from ever being there.
-  """
-  table: None = None
-  describe: object = None
-  function: object = None
-  cost: int = 1
-
-  def __len__(self):
-    return self.count
-
-  def all(self):
-    def write(scores, found, ids, fresh):
-      del fresh
-      return jax.lax.dynamic_update_slice_in_dim(scores, found, ids[0], 2)
-    return self.fold(jnp.zeros((*self._positions, len(self)), jnp.float32), write)
-
-  def of(self, ids):
-    return self._score(ids)
-
-  def against_all(self, labels):
-    # Each block's partition is computed once more for its gradient, so that only one is held.
-    blocks = self._blocks()
-    @jax.checkpoint
-    def partition(index):
-      _, ids, fresh = blocks.place(index)
-      return jax.nn.logsumexp(jnp.where(fresh, self.block(blocks, None, ids), -jnp.inf), axis=-1)
-    parts = jax.lax.map(partition, jnp.arange(blocks.count))
-    return self.of(labels[..., None])[..., 0].astype(jnp.float32), jax.nn.logsumexp(parts, axis=0)
-
-  def width(self):
-    size = BLOCK.get(jax.default_backend(), BLOCK_ELSEWHERE)
-    shards, positions = self._positions
-    return min(max(size // (shards * positions * self.cost), 64), len(self))
-
-  def block(self, blocks, begin, ids):
-    del blocks, begin
-    return self._score(ids).astype(jnp.float32)
-
-  def _blocks(self):
-    return _Blocks(len(self), self.width(), 0)
-
-  def _score(self, ids):
-    return self.function(jax.tree.map(lambda x: x[:, :, None], self.x), self.describe(ids))
-
-  @property
-  def _positions(self):
-    return jax.tree.leaves(self.x)[0].shape[:2]
-
-
 def read(scores, candidates=None, readout=None):
   """Returns what a model's caller asked of its Scores: all, those of `candidates`, or `readout`.
 
@@ -248,6 +198,19 @@ def read(scores, candidates=None, readout=None):
   if readout is not None:
     return readout(scores)
   return scores.all() if candidates is None else tuple(map(scores.of, candidates))
+
+
+def barring(barred, candidates=None, readout=None):
+  """Returns (candidates, readout) with which `read` does the same to `Scores.without(barred)`.
+
+  Args:
+    barred: bool [N + 1 or more], or None: both are as they were.
+    candidates: see `read`.
+    readout: likewise.
+  """
+  if barred is None:
+    return candidates, readout
+  return None, lambda scores: read(scores.without(barred), candidates, readout)
 
 
 def top(scores, k, allowed, barred):
@@ -279,7 +242,7 @@ def top(scores, k, allowed, barred):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Blocks:
+class Blocks:
   """Cuts rows 0..size-1 into blocks of one width; the last one reaches back to be as wide."""
   size: int
   width: int

@@ -21,7 +21,17 @@ from recjax import (
 )
 from recjax import state as state_lib
 from recjax import step as step_lib
-from recjax.data import batches, graphs, histories, kinds, profiles, ratings, sequences, vocabulary
+from recjax.data import (
+  batches,
+  graphs,
+  kinds,
+  profiles,
+  providers,
+  ratings,
+  sequences,
+  views,
+  vocabulary,
+)
 from recjax.evaluators import blocks, classification, edges, links, metrics, ranking, rating
 
 
@@ -38,6 +48,7 @@ class Experiment:
   predict: object  # (params, users, histories, ...) -> scores, for its caller to jit
   other: sequences.Dataset | None = None  # of a second domain that is learned with it
   split: dict = dataclasses.field(default_factory=dict)  # of `partition.split_rows`
+  provided: dict = dataclasses.field(default_factory=dict)  # {feature: providers.Provider}
 
   def init_params(self, seed):
     """Returns parameters as a nested dict: freshly started ones on the host's default device.
@@ -104,9 +115,13 @@ class Experiment:
     names = vocabulary.row_names(self.data, extra_tokens=self.model.extra_tokens)
     used = {name for leaf, (name, _) in self.model.row_tables().items()
             if leaves is None or leaf in leaves}
-    names |= ratings.row_names(self.data, used)
+    names |= ratings.row_names(self.data, used) | providers.row_names(self.provided)
     names |= profiles.row_names(self.data, self.objective.profile, used)
     return {name: checkpoint.Rows(*names[name]) for name in sorted(used)}
+
+  def describe_features(self):
+    """Returns a line for every feature: how many items it says something of."""
+    return providers.describe(self.provided, np.asarray(self.data.in_domain))
 
   def carry(self, config, params):
     """Returns (parameters with what crosses from the source runs, the plan, the sources' Readers).
@@ -135,7 +150,7 @@ class Experiment:
     return self.to_devices(params), transfer.join(plans), readers
 
   def optim_rules(self, mode):
-    """Returns the rules of `recjax.optim` that a transfer mode of the model adds to the config's."""
+    """Returns the rules of `recjax.optim` that a mode of transfer adds to the config's."""
     return getattr(self.model, "optim_rules", lambda mode: ())(mode)
 
   def size(self):
@@ -184,8 +199,9 @@ class Experiment:
       history_length=self.history_length(*seen),
       put=lambda x: partition.put(x, partition.by_rows(self.mesh)))
     if self.data.shards is None:
+      cache_dir = f"{self.config.data_dir}/{self.data.name}/candidates"
       return make(self.data, max_users=config.max_users,
-                  cache_dir=f"{self.config.data_dir}/{self.data.name}/candidates")
+                  cache_dir=cache_dir if self.data.held_out is None else None)
     if self.objective.task != "ranking":
       raise errors.UserError(f"data set {self.data.name!r} is sharded, and {self.objective.task} "
                              "is evaluated with all of it in memory; prepare it with "
@@ -261,23 +277,26 @@ def build(config):
   data = kinds.load(config.data_dir, config.dataset)
   if data.kind == graphs.KIND:
     return _build_graph(config, data)
-  if history := config.get("history", ""):
-    data = histories.join(data, sequences.load(config.data_dir, history))
+  data, provided = views.as_configured(config, data)
   known = errors.choose(models.MODELS, config.model.name, "model.name").objectives
   objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items, known=known)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data),
+                         "features": {name: p.options for name, p in provided.items()},
+                         "feature_sizes": {name: p.size for name, p in provided.items()},
                          "facts": ratings.facts(data) | profiles.facts(data, objective.profile)})
   tables = batches.attribute_tables(
     data, [(name, width, slots) for name, _, width, slots in model.fields],
     extra_tokens=model.extra_tokens)
+  tables |= providers.tables(provided, extra_tokens=model.extra_tokens)
+  tables |= views.item_flags(data, config, extra_tokens=model.extra_tokens, features=bool(provided))
   if getattr(model, "biases", False):
     tables |= ratings.item_table(data)
   if other := getattr(model, "extra_ratings", ""):
     tables |= ratings.extra_tables(data, sequences.load(config.data_dir, other))
   other = None
   if name := getattr(model, "other", ""):
-    other = _beside(config.data_dir, name, data)
+    other = views.beside(config.data_dir, name, data)
     tables["companion"] = batches.companions(other)
   return _assemble(Experiment, config, data, model, objective, tables, other=other)
 
@@ -307,25 +326,15 @@ def _split(model, tables, mesh):
   if not getattr(model, "splits_items", False):
     raise errors.UserError(f"model_devices={devices}: {type(model).__name__} does not split its "
                            "tables over devices; set model_devices=1")
+  if getattr(model, "features", ()):
+    raise errors.UserError(f"model_devices={devices}: vectors of items with model.features need "
+                           "whole tables; set model_devices=1")
   if model.num_items < 8 * devices:
     raise errors.UserError(f"model_devices={devices} is too many for {model.num_items} items")
   shapes = jax.eval_shape(lambda: _init(model, jax.random.key(0), model.example_inputs(), tables))
   return partition.split_rows(
     shapes, {leaf: axis for leaf, (vocabulary, axis) in model.row_tables().items()
              if vocabulary in ("item", "output")}, mesh)
-
-
-def _beside(data_dir, name, data):
-  """Returns the data set `name`, whose users and items must be those of `data`."""
-  other = sequences.load(data_dir, name)
-  if data.shards is not None or other.shards is not None:
-    raise errors.UserError("model.other: two domains are not learned from shards; prepare the data "
-                           "with --config.shards=0")
-  same = lambda field: np.array_equal(getattr(data, field), getattr(other, field))
-  if not (same("user_ids") and same("item_ids")):
-    raise errors.UserError(f"model.other: {name!r} numbers users and items otherwise than "
-                           f"{data.name!r}; prepare both in one run of recjax.prepare")
-  return other
 
 
 def restore(workdir, *, step=None, data_dir=None, backbone=None):

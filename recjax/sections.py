@@ -9,7 +9,8 @@ MOST_LINES = 40  # of the table of tests; with more it keeps to the headline pro
 QUANTITIES = {"items_seen": "items with an interaction", "mean_train_length": "mean train length",
               "items_with_metadata": "items with metadata", "evaluated_users": "evaluated users"}
 KINDS = {"history": ("by length of the user's history", "train items of the user"),
-         "popularity": ("by popularity of the held-out item", "train interactions of the item")}
+         "popularity": ("by popularity of the held-out item", "train interactions of the item"),
+         "frequency": ("by train interactions of the held-out item", "in buckets")}
 
 SHARES = """\
 - Metrics are in percent: mean ± standard deviation over seeds. References have no seeds.
@@ -329,7 +330,7 @@ def _slice_name(entry):
 def _slice_section(report, kind):
   """Returns the tables of one kind of slices: values of all rows, gains of those that transfer."""
   rows = [row for row in [*report["references"], *report["rows"]] if row["slices"].get(kind)]
-  names = {"history": slices.HISTORY, "popularity": slices.POPULARITY}[kind]
+  names = {"history": slices.HISTORY, **slices.OF_ITEMS}[kind]
   title, of = KINDS[kind]
   parts = []
   for protocol in report["slices"]["protocols"]:
@@ -356,7 +357,7 @@ def _slice_metric(report, rows, kind, protocol):
   """Returns the metric of a slice table: the headline's first, or what stands for it there."""
   found = [metric for row in rows for piece in row["slices"][kind].values()
            for metric in piece["results"].get(protocol, {})]
-  if kind == "popularity":
+  if kind in slices.OF_ITEMS:
     return next((m for m in found if slices.stands_for(m, report["tested"])), None)
   return next((m for m in (report["headline"][0], report["tested"]) if m in found), None)
 
@@ -369,7 +370,7 @@ def _slice_counts(rows, kind, names):
   for data, pieces in seen.items():
     after = f", {data}" if len(seen) > 1 else ""
     lines.append([f"users{after}", *(tables.count(pieces[name]["users"]) for name in names)])
-    if kind == "popularity":
+    if kind in slices.OF_ITEMS:
       ranges = ["-".join(f"{n:,}" for n in dict.fromkeys(pieces[name]["train_counts"]))
                 or tables.EMPTY for name in names]
       lines += [[f"held-out items{after}", *(tables.count(pieces[n]["positives"]) for n in names)],

@@ -1,9 +1,9 @@
-"""Slices of an evaluation: users by the length of their history, held-out items by popularity.
+"""Slices of an evaluation: users by the length of their history, true items by popularity.
 
 A user's history is its train items in the run's own data set. An item's popularity is its train
 interactions there: "tail", "mid" and "head" hold a third of all of them each, as nearly as items of
-one count can be kept together, and "cold" has none. A user's value in a popularity slice is the
-mean over its held-out items of that slice, so that users count alike there too.
+one count can be kept together, and "cold" has none; "frequency" goes by the count itself. A user's
+value in a slice of items is the mean over its test items there, so that users count alike.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ import numpy as np
 
 HISTORY = ("cold", "1-3", "4-10", "11-50", ">50")
 POPULARITY = ("cold", "tail", "mid", "head")
+FREQUENCY = ("0", "1-3", "4-10", ">10")
+OF_ITEMS = {"popularity": POPULARITY, "frequency": FREQUENCY}
 # What a held-out item by itself has in place of its user's metric.
 _FAMILIES = {"ndcg": "dcg", "recall": "hit", "mrr": "rr"}
 _LONGER = (1, 4, 11, 51)  # where the slices of HISTORY after the first begin
@@ -20,6 +22,11 @@ _LONGER = (1, 4, 11, 51)  # where the slices of HISTORY after the first begin
 def of_history(lengths):
   """Returns int8 [n], places in HISTORY, of train lengths [n]."""
   return np.digitize(lengths, _LONGER).astype(np.int8)
+
+
+def of_frequency(counts):
+  """Returns int8 [N + 1], places in FREQUENCY, of items' train interactions [N + 1]."""
+  return np.digitize(counts, _LONGER[:3]).astype(np.int8)
 
 
 def of_popularity(counts):
@@ -61,7 +68,7 @@ def by_user(values, rows, classes, users):
 
 
 def summarize(found, context, lengths, item_counts, in_domain):
-  """Returns {"history": {slice: table}, "popularity": {slice: table}} of what was measured.
+  """Returns {"history", "popularity", "frequency": {slice: table}} of what was measured.
 
   A table holds its numbers of users, items and held-out items, and {PROTOCOL: {METRIC: mean}} under
   each name of `found`; nothing under the name where the slice has no user.
@@ -82,17 +89,20 @@ def summarize(found, context, lengths, item_counts, in_domain):
                                             for row, results in found.items()}}
   if first.positives is None:
     return {"history": history}
-  return {"history": history,
-          "popularity": _by_popularity(found, context, len(lengths), item_counts, in_domain)}
+  counts = np.where(in_domain, item_counts, 0)
+  places = {"popularity": of_popularity(counts), "frequency": of_frequency(counts)}
+  return {"history": history, **{
+    kind: _by_item(found, context, len(lengths), item_counts, in_domain, names, places[kind])
+    for kind, names in OF_ITEMS.items()}}
 
 
-def _by_popularity(found, context, users, item_counts, in_domain):
+def _by_item(found, context, users, item_counts, in_domain, names, slices):
+  """Returns {slice: table} of the slices `names`, in which items have the places `slices`."""
   first = next(iter(found.values())).positives
-  slices = of_popularity(np.where(in_domain, item_counts, 0))
   classes = slices[first.items]
   number = by_user(np.ones(len(classes)), first.rows, classes, users)
   out = {}
-  for place, name in enumerate(POPULARITY):
+  for place, name in enumerate(names):
     of_domain = (slices == place) & in_domain
     of_domain[0] = False
     counts = item_counts[of_domain]
@@ -101,12 +111,12 @@ def _by_popularity(found, context, users, item_counts, in_domain):
                  "interactions": int(counts.sum()),
                  "train_counts": [int(counts.min()), int(counts.max())] if len(counts) else []}
   for row, results in found.items():
-    for name in POPULARITY:
+    for name in names:
       out[name][row] = {}
     for protocol, table in results.positives.values[context].items():
       for metric, values in table.items():
         cells = by_user(values, first.rows, classes, users)
-        for place, name in enumerate(POPULARITY):
+        for place, name in enumerate(names):
           if out[name]["users"]:
             mean = float(np.nanmean(cells[:, place], dtype=np.float64))
             out[name][row].setdefault(protocol, {})[metric] = mean

@@ -100,6 +100,11 @@ def make(wanted, *, model, tables, objective):
   if wanted and not objective.item_inputs:
     raise errors.UserError("optim.sparse_rows=True: this loss reads the scores of all items; set "
                            "criterion=sampled_softmax, bce or gbce, or leave sparse_rows out")
+  if any(spec.remove_principal for spec in getattr(model, "features", ())):
+    if wanted:
+      raise errors.UserError("optim.sparse_rows=True: remove_principal is that of all items, and "
+                             "a step would see some; set one of them to False")
+    return None
   if wanted or wanted is None and objective.item_inputs and model.num_items >= LARGE:
     return Rows(model, tables, objective, always=bool(wanted))
   return None

@@ -319,6 +319,8 @@ def announce(recorder, exp, params, trainable, crossing, step):
   if exp.data.manifest.get("generated"):
     recorder.say(f"{exp.data.name}: GENERATED data; its numbers say nothing about real users")
   recorder.say(f"{exp.data.name}: {exp.size()}; {exp.mesh.devices.size} devices")
+  for line in exp.describe_features():
+    recorder.say(line)
   recorder.say(trees.overview(params, trainable))
   if crossing is not None:
     recorder.say(f"transfer from {crossing['source']} step {crossing['source_step']}, mode "

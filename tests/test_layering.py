@@ -28,8 +28,10 @@ everything but `train`), and every module has a row: the most exact one that fit
     experiment                          errors trees state step partition checkpoint transfer
                                         task_trees models.* objectives.* data.* evaluators.*
     models/ (one paper a file)          errors catalog collective models.layers
-                                        models.columns models.graph_layers models.patches
-                                        models.pairwise models.transformer;
+                                        models.columns models.features models.graph_layers
+                                        models.patches models.pairwise models.sequence_embed
+                                        models.text_encoders
+                                        models.transformer;
                                         models/__init__: models.*
     objectives/                         errors catalog objectives.*
     data/                               errors spec data.*
@@ -87,7 +89,8 @@ MAY_IMPORT = {
                  "task_trees", "models.*", "objectives.*", "data.*", "evaluators.*"},
   "models.__init__": {"errors", "models.*"},
   "models.*": {"errors", "catalog", "collective", "models.layers", "models.columns",
-               "models.graph_layers", "models.patches", "models.pairwise", "models.transformer"},
+               "models.features", "models.graph_layers", "models.patches", "models.pairwise",
+               "models.sequence_embed",               "models.text_encoders", "models.transformer"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
   "evaluators.*": {"errors", "catalog", "collective", "data.*", "evaluators.*"},

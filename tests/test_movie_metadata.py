@@ -114,6 +114,13 @@ def test_omdb(tmp_path, encoding, change):
     "actor": {"1": ("Tom Hanks", "Tim Allen"), "2": ("A B",)}}
 
 
+def test_plots(tmp_path):
+  (tmp_path / "m.dat").write_bytes(OMDB.replace("A boy: toys", "A boy:: toys").encode())
+  assert movie_metadata.texts({"omdb": "m.dat"}, tmp_path) == {"plot": {"1": "A boy:: toys."}}
+  assert movie_metadata.texts({"omdb": "gone.dat"}, tmp_path) == {}
+  assert movie_metadata.texts({"omdb": ""}, tmp_path) == {}
+
+
 @pytest.mark.parametrize("text, message", [
   (OMDB + "3::only::1990\r\n", "line 3: malformed row, 11 fields"),
   (OMDB + OMDB, "line 3: movie 1 is listed twice"), ("", "line 1: malformed"),

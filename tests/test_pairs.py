@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from recjax import catalog, errors, experiment, models, objectives, train, trees
+from recjax import errors, experiment, models, objectives, train, trees
 from recjax import step as step_lib
 from recjax.data import batches
 from recjax.models import pairwise
@@ -132,7 +132,7 @@ def test_chosen_ids_and_blocks_have_the_scores_of_all(kind, monkeypatch):
   np.testing.assert_allclose(of, np.take_along_axis(rows, ids, -1), rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(shared, np.take_along_axis(rows, ids[:, :1].repeat(2, 1), -1),
                              rtol=1e-5, atol=1e-6)
-  monkeypatch.setattr(catalog.Pairs, "width", lambda self: 8)  # three blocks, the last one partial
+  monkeypatch.setattr(pairwise.Pairs, "width", lambda self: 8)  # three blocks, the last one partial
   apply = jax.jit(lambda params: _model(kind).apply(
     {"params": params}, jnp.zeros((4, 1), jnp.int32), jnp.asarray(USERS), _tables())[0])
   np.testing.assert_allclose(apply(_params(kind))[:, 0], scores, rtol=1e-5, atol=1e-6)
@@ -150,7 +150,7 @@ def test_softmax_over_all_items_in_blocks(monkeypatch):
     scores, = apply(params, candidates=(np.arange(N + 1)[None, None],))
     return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(scores[:, 0]), labels, 1))
   want, wanted = jax.jit(jax.value_and_grad(plain))(_params("neumf"))
-  monkeypatch.setattr(catalog.Pairs, "width", lambda self: 8)
+  monkeypatch.setattr(pairwise.Pairs, "width", lambda self: 8)
   found, grads = jax.jit(jax.value_and_grad(loss))(_params("neumf"))
   np.testing.assert_allclose(found, want, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, wanted)

@@ -78,24 +78,28 @@ def test_take_ranges_and_pad_equal_loops():
 
 def _assert_same(one, two):
   for field in dataclasses.fields(one):
-    if field.name not in ("manifest", "features"):
+    if field.name not in ("manifest", "features", "texts"):
       a, b = getattr(one, field.name), getattr(two, field.name)
       np.testing.assert_array_equal(a, b)
       assert a is None or a.dtype == b.dtype, field.name
   assert set(one.features) == set(two.features)
+  assert {name: x.tolist() for name, x in one.texts.items()} == {
+    name: x.tolist() for name, x in two.texts.items()}
   for name, feature in one.features.items():
     np.testing.assert_array_equal(feature.values, two.features[name].values)
     np.testing.assert_array_equal(feature.ids, two.features[name].ids)
 
 
 def test_saved_data_come_back_memory_mapped(tmp_path):
-  data = _dataset()
-  sequences.save(tmp_path / "small", data, extras={"item_titles": np.array([b"a"] * 8)})
+  texts = {"title": np.array([b"a"] * 8), "plot": np.array([b"b c"] * 8)}
+  data = dataclasses.replace(_dataset(), texts=texts)
+  sequences.save(tmp_path / "small", data, extras={"more": np.zeros(8)})
   back = sequences.load(tmp_path, "small")
   _assert_same(data, back)
   assert isinstance(back.items, np.memmap)
   assert back.manifest["version"] == sequences.VERSION and back.manifest["features"] == ["genre"]
-  assert np.load(tmp_path / "small" / "item_titles.npy").shape == (8,)
+  assert back.manifest["texts"] == ["plot"]
+  assert np.load(tmp_path / "small" / "more.npy").shape == (8,)
 
 
 def test_ratings_are_optional(tmp_path):

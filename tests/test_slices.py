@@ -16,6 +16,11 @@ def test_history_slices_are_those_of_their_names():
   assert names == ["cold", "1-3", "1-3", "4-10", "4-10", "11-50", "11-50", ">50", ">50"]
 
 
+def test_frequency_slices_are_those_of_their_names():
+  names = [slices.FREQUENCY[place] for place in slices.of_frequency(np.array([0, 1, 3, 4, 10, 11]))]
+  assert names == ["0", "1-3", "1-3", "4-10", "4-10", ">10"]
+
+
 def test_popularity_by_hand():
   # 30 interactions: four items of 1 and three of 2 are the first 10, two of 5 the next, one of 10.
   counts = np.array([0, 1, 1, 1, 1, 2, 2, 2, 5, 5, 10, 0])
@@ -119,6 +124,12 @@ def test_summaries_are_means_over_the_users_of_a_slice(compile_quickly):
   assert sum(piece["positives"] for piece in pieces.values()) == len(found.positives.items)
   assert sum(piece["items"] for piece in pieces.values()) == 50
   assert sum(piece["interactions"] for piece in pieces.values()) == counts[data.in_domain].sum()
+  for name, low, high in (("0", 0, 0), ("1-3", 1, 3), ("4-10", 4, 10)):
+    inside = (counts >= low) & (counts <= high) & data.in_domain
+    piece = report["frequency"][name]
+    assert piece["items"] == inside.sum() and piece["interactions"] == counts[inside].sum()
+  assert sum(piece["positives"] for piece in report["frequency"].values()) == (
+    len(found.positives.items))
   # Popularity ranks by train counts, so its slices stand in that order.
   hits = [pieces[name]["test"]["full"]["hit@10"] for name in slices.POPULARITY
           if pieces[name]["users"]]

@@ -36,6 +36,7 @@ def get_config(arg=None):
   config.items = ""
   config.item_columns = dict(item="item", title="title")
   config.features = ()  # names of columns; empty for all
+  config.texts = ()  # columns that are prose, for features of kind "text"
 
   # Optional table of users; each column but their ids is an attribute, one label a user.
   config.users = ""

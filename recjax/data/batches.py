@@ -109,6 +109,8 @@ def pool(data, columns):
   """Returns int32 [M]: the items of the domain, or with "global" in `columns` of all domains."""
   offered = np.ones_like(data.in_domain) if "global" in columns else np.array(data.in_domain)
   offered[0] = False
+  if data.held_out is not None:
+    offered &= ~data.held_out
   return np.flatnonzero(offered).astype(np.int32)
 
 

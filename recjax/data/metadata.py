@@ -14,6 +14,7 @@ from recjax.data import readers
 
 MAX_ID_BYTES = 256  # ids are stored in fixed-width rows: one endless id would widen all of them
 MAX_TITLE_BYTES = 512
+MAX_TEXT_BYTES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Items:
   complete: bool = False  # True: an interaction with an item that has no title is an error
   listed: tuple = ()  # fields that come with the list of items and are no metadata beside it
   name: str = "the item table"
+  texts: dict = dataclasses.field(default_factory=dict)  # {name: {item: text}}, beside titles
 
 
 def read_movies(raw, domains):
@@ -62,7 +64,7 @@ def read_text(raw):
     return data.decode("latin-1")
 
 
-def read_table(path, *, item="item", title="title", features=(), separator=","):
+def read_table(path, *, item="item", title="title", features=(), texts=(), separator=","):
   """Returns the `Items` of a CSV or Parquet table: a column of item ids, any others are features.
 
   Args:
@@ -71,13 +73,14 @@ def read_table(path, *, item="item", title="title", features=(), separator=","):
     title: the column of titles, or "" ; like any optional column it may be missing.
     features: the columns to keep, all where empty. `|` separates several values of one field, an
       empty field is no value.
+    texts: columns that are read as texts, and are no features.
     separator: between the columns of a CSV.
   """
   names, columns, place = read_strings(path, separator)
   if item not in names:
     raise errors.UserError(f"{path}: no column {item!r} for the item (there are: "
                            f"{', '.join(names)}); set --config.item_columns.item")
-  missing = sorted(set(features) - set(names))
+  missing = sorted({*features, *texts} - set(names))
   if missing:
     raise errors.UserError(f"{path}: no column {missing[0]!r} (there are: {', '.join(names)})")
   ids, seen = [row[0] if row else "" for row in columns[item]], set()
@@ -87,15 +90,19 @@ def read_table(path, *, item="item", title="title", features=(), separator=","):
       raise errors.UserError(f"{place(row)}: {what}")
     seen.add(external)
   fields = {}
-  for name in features or [n for n in names if n not in (item, title)]:
+  for name in [*(features or [n for n in names if n not in (item, title, *texts)]), *texts]:
     if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name.endswith("_ids"):
       raise errors.UserError(f"{path}: column {name!r} cannot name a feature (letters, digits and "
                              "_, not ending in _ids); rename it or set --config.features")
+    if name in texts:
+      continue
     split = lambda row: tuple(v.strip() for text in row for v in text.split("|") if v.strip())
     fields[name] = {i: split(row) for i, row in zip(ids, columns[name], strict=True)}
   titles = dict(zip(ids, (r[0] if r else "" for r in columns[title]), strict=True)) if (
     title in names) else None
-  return Items(fields, titles, name=str(path))
+  prose = {name: {i: " ".join(row) for i, row in zip(ids, columns[name], strict=True)}
+           for name in texts}
+  return Items(fields, titles, name=str(path), texts=prose)
 
 
 def read_strings(path, separator=","):
@@ -184,5 +191,14 @@ def id_array(texts):
 
 def title_array(titles, item_ids):
   """Returns UTF-8 bytes [N + 1]; titles are cut at a character after MAX_TITLE_BYTES."""
-  cut = lambda t: t.replace("\0", "").encode()[:MAX_TITLE_BYTES].decode(errors="ignore")
-  return id_array([cut(titles.get(i, "")) for i in item_ids])
+  return _cut(titles, item_ids, MAX_TITLE_BYTES)
+
+
+def text_array(texts, item_ids):
+  """Returns UTF-8 bytes [N + 1]; texts are cut at a character after MAX_TEXT_BYTES."""
+  return _cut(texts, item_ids, MAX_TEXT_BYTES)
+
+
+def _cut(texts, item_ids, most):
+  cut = lambda text: text.replace("\0", "").encode()[:most].decode(errors="ignore")
+  return id_array([cut(texts.get(i, "")) for i in item_ids])

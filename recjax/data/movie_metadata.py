@@ -21,7 +21,8 @@ ROMAN = {"ii": "2", "iii": "3", "iv": "4", "vi": "6", "vii": "7", "viii": "8", "
 MAX_YEARS_APART = 1
 IMDB_ACTORS = ("actor_1_name", "actor_2_name", "actor_3_name")
 OMDB_FIELDS = 11  # id title year rated released genre director writer actors plot poster
-OMDB_PEOPLE = {"director": 3, "writer": 4, "actor": 5}  # places after the year
+OMDB_PEOPLE = {"director": 4, "writer": 5, "actor": 6}  # places from the year on
+OMDB_PLOT = 7
 
 
 def load(wanted, raw_dir, titles):
@@ -135,13 +136,33 @@ def _key(name):
 
 
 def read_omdb(path):
-  """Returns the features of lines "id::title::year::rated::released::genre::director::writer::
-  actors::plot::poster", UTF-8 or Latin-1.
+  """Returns the features of OMDb-style lines: who made the movie.
 
-  A title or plot may itself hold "::"; the first field of four digits after the title is the year.
   Names are separated by commas; remarks in parentheses go, "N/A" and nothing are no name.
   """
-  raw, features = readers.file(path), {name: {} for name in OMDB_PEOPLE}
+  features = {name: {} for name in OMDB_PEOPLE}
+  for movie, fields in _omdb_rows(path):
+    for name, after in OMDB_PEOPLE.items():
+      features[name][movie] = _people(fields[after])
+  return features
+
+
+def texts(wanted, raw_dir):
+  """Returns {"plot": {movie: text}}, or nothing without an OMDb-style table; see `load`."""
+  path = wanted.get("omdb") and readers.find(raw_dir, wanted["omdb"])
+  if not path:
+    return {}
+  plots = {movie: "::".join(fields[OMDB_PLOT:-1]).strip() for movie, fields in _omdb_rows(path)}
+  return {"plot": {movie: plot for movie, plot in plots.items() if plot not in ("", "N/A")}}
+
+
+def _omdb_rows(path):
+  """Yields (movie, fields from the year on) of lines "id::title::year::rated::released::genre::
+  director::writer::actors::plot::poster", UTF-8 or Latin-1.
+
+  A title or plot may itself hold "::"; the first field of four digits after the title is the year.
+  """
+  raw, seen = readers.file(path), set()
   for number, line in enumerate(metadata.read_text(raw).rstrip("\r\n").split("\n"), 1):
     parts = line.rstrip("\r").split("::")
     extra = len(parts) - OMDB_FIELDS
@@ -150,11 +171,10 @@ def read_omdb(path):
         re.match(r"\d{4}", parts[year], re.ASCII) or parts[year] in ("", "N/A")):
       raise errors.UserError(f"{raw.name} line {number}: malformed row, {OMDB_FIELDS} fields "
                              f"id::title::year::...::poster expected, not {line[:80]!r}")
-    if parts[0] in features["director"]:
+    if parts[0] in seen:
       raise errors.UserError(f"{raw.name} line {number}: movie {parts[0]} is listed twice")
-    for name, after in OMDB_PEOPLE.items():
-      features[name][parts[0]] = _people(parts[year + 1 + after])
-  return features
+    seen.add(parts[0])
+    yield parts[0], parts[year:]
 
 
 def _people(text):

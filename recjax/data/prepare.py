@@ -149,8 +149,10 @@ def shared_arrays(table, facts, users=None):
   if facts and facts.titles:
     extras["item_titles"] = metadata.title_array(facts.titles, table.items)
   ids = {"user_ids": metadata.id_array(table.users), "item_ids": metadata.id_array(table.items)}
-  profiles = user_tables.encode(users or {}, table.users)
-  fields = {"features": features, "profiles": profiles, "first_seen": table.first_seen}
+  texts = {name: metadata.text_array(values, table.items)
+           for name, values in (facts.texts if facts else {}).items()}
+  fields = {"features": features, "texts": texts, "first_seen": table.first_seen,
+            "profiles": user_tables.encode(users or {}, table.users)}
   return {**ids, **fields}, extras, described
 
 

@@ -16,6 +16,8 @@ interactions (both vocabularies start at 1; 0 is padding and belongs to nobody):
                                          appearance in the raw file
     feature_NAME.npy      int32 [N + 1, S]  attribute ids of each item, 0 = no further value
     feature_NAME_ids.npy  bytes [K + 1]     external attribute ids, row 0 empty
+    item_titles.npy       bytes [N + 1]     optional; UTF-8, as is
+    text_NAME.npy         bytes [N + 1]     further texts of items, empty where there is none
     item_counts.npy  int64 [3, N + 1]    with shards only: how often each item occurs in each split
     user_NAME.npy         int32 [U + 1]  optional; an attribute (label) of each user, 0 = unknown
     user_NAME_ids.npy     bytes [L + 1]  external labels, row 0 empty
@@ -40,6 +42,7 @@ KIND = "sequences"  # what a manifest that names no kind is of
 SPLITS = ("train", "val", "test")
 PARTS = (*SPLITS, "targets")  # the last with a history alone, see `histories`
 IDENTITY = ("name", "version", "raw_sha256", "interactions", "split")  # manifest keys
+AT_RUN_TIME = ("held_out_items", "feature_files")  # what a run's config made of it, likewise
 ARRAYS = ("user_ids", "item_ids", "in_domain", "offsets", "items", "times", "splits")
 
 
@@ -66,6 +69,8 @@ class Dataset:
   splits: np.ndarray
   ratings: np.ndarray | None = None
   features: dict = dataclasses.field(default_factory=dict)
+  texts: dict = dataclasses.field(default_factory=dict)  # {"title" and others: bytes [N + 1]}
+  held_out: np.ndarray | None = None  # bool [N + 1]: items kept from training, see `held_out`
   first_seen: np.ndarray | None = None
   counts: np.ndarray | None = None  # int64 [3, N + 1]: of `item_counts`, where known beforehand
   profiles: dict = dataclasses.field(default_factory=dict)  # {attribute: Feature of users}
@@ -92,7 +97,8 @@ class Dataset:
 
   def identity(self):
     """Returns what tells this data set from another of the same name, as a JSON-able dict."""
-    return {key: self.manifest.get(key) for key in IDENTITY}
+    return {key: self.manifest.get(key) for key in IDENTITY} | {
+      key: self.manifest[key] for key in AT_RUN_TIME if key in self.manifest}
 
   @property
   def parts(self):
@@ -203,8 +209,11 @@ def load(data_dir, name):
               for field in manifest.get("features", ())}
   profiles = {name: Feature(read(f"user_{name}"), read(f"user_{name}_ids"))
               for name in manifest.get("profiles", ())}
-  data = Dataset(manifest=manifest, features=features, first_seen=there("item_first_seen"),
-                 profiles=profiles, **arrays)
+  texts = {name: read(f"text_{name}") for name in manifest.get("texts", ())}
+  if (titles := there("item_titles")) is not None:
+    texts = {"title": titles, **texts}
+  data = Dataset(manifest=manifest, features=features, texts=texts, profiles=profiles,
+                 first_seen=there("item_first_seen"), **arrays)
   _check_shapes(data, folder)
   return data
 
@@ -258,14 +267,18 @@ def write(draft, data, *, extras=None):
     arrays[f"feature_{field}"], arrays[f"feature_{field}_ids"] = feature.values, feature.ids
   for name, profile in data.profiles.items():
     arrays[f"user_{name}"], arrays[f"user_{name}_ids"] = profile.values, profile.ids
+  texts = {name: text for name, text in data.texts.items() if name != "title"}
+  arrays |= {f"text_{name}": text for name, text in texts.items()}
+  if "title" in data.texts:
+    arrays["item_titles"] = data.texts["title"]
   for stem, array in {**arrays, **(extras or {})}.items():
     path = draft / f"{stem}.npy"
     mapped = isinstance(array, np.memmap) and pathlib.Path(array.filename) == path.resolve()
     if not mapped and not isinstance(array, shards_lib.Rows):
       np.save(path, array, allow_pickle=False)
-  manifest = dict(data.manifest, version=VERSION, features=sorted(data.features))
-  if data.profiles:
-    manifest["profiles"] = sorted(data.profiles)
+  manifest = dict(data.manifest, version=VERSION, features=sorted(data.features),
+                  **({"texts": sorted(texts)} if texts else {}),
+                  **({"profiles": sorted(data.profiles)} if data.profiles else {}))
   (draft / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
   return manifest
 
@@ -296,6 +309,7 @@ def _check_shapes(data, folder):
            and (data.first_seen is None or data.first_seen.shape == (items + 1,))
            and (data.counts is None or data.counts.shape == (3, items + 1))
            and all(f.values.shape[0] == items + 1 for f in data.features.values())
-           and all(p.values.shape == (users + 1,) for p in data.profiles.values()))
+           and all(p.values.shape == (users + 1,) for p in data.profiles.values())
+           and all(text.shape == (items + 1,) for text in data.texts.values()))
   if not right:
     raise errors.UserError(f"{folder}: the arrays do not fit together; prepare the data again")

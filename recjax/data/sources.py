@@ -47,7 +47,8 @@ def _movielens(config, raw_dir):
                              rating_range=config["rating_range"])
   items = metadata.read_movies(movies, config["domains"])
   fields, notes = movie_metadata.load(config["metadata"], raw_dir, items.titles)
-  items = dataclasses.replace(items, fields={**items.fields, **fields})
+  items = dataclasses.replace(items, fields={**items.fields, **fields},
+                              texts=movie_metadata.texts(config["metadata"], raw_dir))
   if users is None:
     notes = (*notes, "no users.dat beside the ratings: users have no attributes")
   return Source(reader, lambda domains: config["datasets"], items,
@@ -84,7 +85,8 @@ def _table(config, raw_dir):
   items = None
   if config["items"]:
     items = metadata.read_table(raw_dir / config["items"], features=config["features"],
-                                separator=config["separator"], **config["item_columns"])
+                                texts=config.get("texts", ()), separator=config["separator"],
+                                **config["item_columns"])
   return Source(reader, lambda domains: table_rules(config, domains), items,
                 user_attributes(config, raw_dir))
 

@@ -20,6 +20,7 @@ import numpy as np
 from recjax import errors
 from recjax.data import sequences
 
+EVERYTHING = ("everything",)  # in place of splits: all of a user's rows, in a split or not
 SAMPLED = ("uniform100_global", "uniform100_domain", "pop100")
 _VERSION = 1  # Raise it when the draws change, so that stored ones are not reused.
 _USERS_PER_BLOCK = 2048
@@ -70,7 +71,8 @@ def distinct_items(data, users, splits, *, without=()):
   User i of `users` has values[offsets[i]:offsets[i + 1]]: what it owns in `splits` and not in
   `without`. Raises `UserError` for an item outside the vocabulary.
   """
-  spans = {split: data.span(split) for split in (*splits, *without)}
+  find = lambda split: _everything(data) if split in EVERYTHING else data.span(split)
+  spans = {split: find(split) for split in (*splits, *without)}
   values, counts = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
   for low in range(0, len(users), _USERS_PER_BLOCK):
     block = np.asarray(users[low:low + _USERS_PER_BLOCK])

@@ -70,8 +70,10 @@ class Ranking:
                              "prepare the data again")
     self._excluded = None
     if "full" in protocols:
-      self._excluded = candidates.distinct_items(
-        data, self.users, tuple(part for part in data.parts if part != "test"), without=(split,))
+      # What was held out of a user's history is in no split, and nothing to be recommended again.
+      owned = candidates.EVERYTHING if data.held_out is not None else tuple(
+        part for part in data.parts if part != "test")
+      self._excluded = candidates.distinct_items(data, self.users, owned, without=(split,))
     self._negatives = {
       name: candidates.load_or_sample(
         data, self.users, split, "uniform100_global" if name == LEGACY else name,

@@ -7,6 +7,7 @@ objectives prepare, it has
     objectives           names of the objectives that it can be trained on
     max_len              positions that it reads
     fields, extra_tokens attribute tables that it reads, ids after MASK
+    features             `features.Spec`s of what it aggregates with items, where it can
     choices              {attribute: values allowed}
     check()              raises UserError where sizes do not fit together
     example_inputs()     inputs that start its parameters
@@ -44,6 +45,7 @@ from recjax.models import caser
 from recjax.models import complex_embeddings
 from recjax.models import conet
 from recjax.models import dot
+from recjax.models import features as features_lib
 from recjax.models import fm
 from recjax.models import gru4rec
 from recjax.models import item_knn
@@ -102,8 +104,8 @@ VARIANTS = {
 RESERVED = ("item", "user", "rating", "segment", "layer_norm", "drop")
 
 
-def make(name, *, variant, field_rows, fields=(), facts=None, num_items=None, num_users=None,
-         num_entities=None, num_relations=None, **overrides):
+def make(name, *, variant, field_rows, fields=(), features=(), feature_sizes=None, facts=None,
+         num_items=None, num_users=None, num_entities=None, num_relations=None, **overrides):
   """Returns the model of `config.model`.
 
   Args:
@@ -111,6 +113,8 @@ def make(name, *, variant, field_rows, fields=(), facts=None, num_items=None, nu
     variant: a key of VARIANTS[name], the defaults of everything below.
     field_rows: {attribute: rows of its table} of what the data offers.
     fields: (attribute, width, slots) of those that the model reads.
+    features: {NAME: options} of providers whose vectors are aggregated with the items'.
+    feature_sizes: {NAME: columns or rows} of what they provide.
     facts: {attribute: function that finds it in the data}, for attributes that a model may have
       (`rating_mean`); those that it has not are never looked for.
     num_items: N, and
@@ -136,8 +140,10 @@ def make(name, *, variant, field_rows, fields=(), facts=None, num_items=None, nu
     raise errors.UserError(f"model.name={name} does not learn from data with "
                            f"{' and '.join(key.removeprefix('num_') for key in sizes)}; choose "
                            "another model or another dataset")
-  if not fields and "fields" not in allowed:
-    del values["fields"]
+  values["features"] = features_lib.specs(features, feature_sizes) if features else ()
+  for optional in ("fields", "features"):
+    if not values[optional] and optional not in allowed:
+      del values[optional]
   values = {**{key: find() for key, find in (facts or {}).items()
                if key in allowed and key not in values}, **values}
   if unknown := [key for key in values if key not in allowed]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from recjax import errors
 from recjax.models import layers
+from recjax.models import sequence_embed
 from recjax.models import transformer
 
 VARIANTS = {
@@ -28,7 +29,7 @@ VARIANTS = {
 }
 
 
-class RatedEmbed(transformer.SequenceEmbed):
+class RatedEmbed(sequence_embed.SequenceEmbed):
   """The inputs of the transformer, and beside them the rating of every position."""
   rating_width: int = 0
   num_levels: int = 0  # K; ids 1..K, MASK K + 1, unknown K + 2

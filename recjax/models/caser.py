@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from recjax import catalog
 from recjax import errors
+from recjax.models import features as features_lib
 from recjax.models import layers
 
 VARIANTS = {
@@ -36,12 +37,20 @@ class Embed(nn.Module):
   user_width: int
   fields: tuple
   dtype: jnp.dtype
+  schema: tuple = ()
+  aggregate: str = "concat"
+  item_dropout: float = 0.0
 
   @nn.compact
-  def __call__(self, items, users, tables):
+  def __call__(self, items, users, tables, *, train=False):
     """Returns ([B, T, W], [B, user_width] or None); padding has a vector of its own, trained."""
     start = dict(initializer="caser", dtype=self.dtype)
-    parts = [layers.ItemTable(self.num_items + 2, self.item_width, **start, name="item")(items)]
+    item = layers.ItemTable(self.num_items + 2, self.item_width, **start, name="item")
+    parts = [item(items)]
+    if self.schema:
+      parts[0], _ = features_lib.Features(
+        self.schema, self.aggregate, self.num_items, item_dropout=self.item_dropout,
+        name="features", **start)(items, item.embedding, tables, train=train)
     for field, rows, width, slots in self.fields:
       values = layers.RowTable(rows, width, **start, name=field)(jnp.take(tables[field], items, 0))
       parts.append(values.reshape(*items.shape, slots * width))
@@ -88,6 +97,9 @@ class Caser(nn.Module):
   num_items: int  # N
   num_users: int  # U
   fields: tuple = ()  # (name, rows, width, slots) of item attributes that widen the image
+  features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
+  aggregate: str = "concat"
+  item_dropout: float = 0.0  # how often an item has to do without its own vector
   item_width: int = 100
   user_width: int = 100  # 0: no user embedding
   vertical: int = 4  # filters over one column of the image
@@ -99,7 +111,7 @@ class Caser(nn.Module):
   objectives = ("next_window", "masked_window")
   extra_tokens = 0
   splits_items = True
-  choices = {"dtype": ("float32", "bfloat16")}
+  choices = {"aggregate": features_lib.AGGREGATES, "dtype": ("float32", "bfloat16")}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
@@ -124,7 +136,8 @@ class Caser(nn.Module):
     # Filters have places: an item must stand at the same one however many columns were cut.
     padded = jnp.pad(items, ((0, 0), (self.max_len - length, 0)))
     x, user = Embed(self.num_items, self.num_users, self.item_width, self.user_width, self.fields,
-                    dtype, name="embed")(padded, users, tables)
+                    dtype, self.features, self.aggregate, self.item_dropout, name="embed")(
+                      padded, users, tables, train=train)
     out = {"embedded": x}
     found = []
     if self.vertical:
@@ -142,6 +155,8 @@ class Caser(nn.Module):
     z = z if user is None else jnp.concatenate([z, user], -1)  # [B, Z]
     out["scored"] = z
     z = z[:, None] if positions is None else layers.select(z[:, None], positions // max(length, 1))
+    candidates, readout = catalog.barring(
+      tables.get("item/barred") if train else None, candidates, readout)
     return Output(self.num_items, dtype, name="out")(z, candidates, readout), out
 
   def _slide(self, x):
@@ -168,6 +183,7 @@ class Caser(nn.Module):
 
   def check(self):
     """Raises UserError where sizes do not fit together."""
+    features_lib.check(self)
     if min(self.vertical, self.horizontal) < 0 or not self.vertical + self.horizontal:
       raise errors.UserError(f"config.model: vertical={self.vertical} and horizontal="
                              f"{self.horizontal} leave Caser no filter")
@@ -181,6 +197,7 @@ class Caser(nn.Module):
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     return {**layers.embed_rows(self.user_width, self.fields),
+            **features_lib.row_tables(self.features),
             "out/W2": ("output", 0), "out/b2": ("output", 0)}
 
   def transfer_rules(self, mode):
@@ -191,8 +208,9 @@ class Caser(nn.Module):
     """
     names = (["user"] * bool(self.user_width) + ["item"] * self.transfer_items
              + [re.escape(field) for field, *_ in self.fields])
+    carried = [rf"embed/({'|'.join(names)})/embedding"] * bool(names)
     return {
       "none": (),
-      "embedding": ((rf"embed/({'|'.join(names)})/embedding", r"\g<0>"),) if names else (),
+      "embedding": tuple((leaf, r"\g<0>") for leaf in carried + features_lib.leaves(self.features)),
       "model": ((r"(embed|conv_v|conv_h_\d+)/.*", r"\g<0>"),),
     }.get(mode)

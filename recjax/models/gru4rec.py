@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from recjax import errors
+from recjax.models import features as features_lib
 from recjax.models import layers
+from recjax.models import sequence_embed
 from recjax.models import transformer
 
 VARIANTS = {
@@ -92,6 +94,9 @@ class GRU4Rec(nn.Module):
   num_items: int  # N
   num_users: int  # U
   fields: tuple = ()  # (name, rows, width, slots) of item attributes that are concatenated
+  features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
+  aggregate: str = "concat"
+  item_dropout: float = 0.0  # how often an item has to do without its own vector
   item_width: int = 128
   user_width: int = 0  # 0: no user embedding
   num_layers: int = 1
@@ -106,7 +111,7 @@ class GRU4Rec(nn.Module):
   splits_items = True
   objectives = ("causal_next_item",)
   choices = {"output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
-             "dtype": ("float32", "bfloat16")}
+             "aggregate": features_lib.AGGREGATES, "dtype": ("float32", "bfloat16")}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
@@ -127,29 +132,34 @@ class GRU4Rec(nn.Module):
     are a tuple of [S, C, K].
     """
     common = dict(initializer=self.initializer, dtype=jnp.dtype(self.dtype))
-    embed = transformer.SequenceEmbed(
+    embed = sequence_embed.SequenceEmbed(
       num_items=self.num_items, num_users=self.num_users, max_len=self.max_len,
       item_width=self.item_width, user_width=self.user_width, fields=self.fields, places=False,
-      dropout=self.dropout, **common, name="embed")
-    x = embed(items, users, tables, train=train)
+      dropout=self.dropout, schema=self.features, aggregate=self.aggregate,
+      item_dropout=self.item_dropout, **common, name="embed")
+    vectors, table = embed.vectors(items, tables, whole=self.output != "untied", train=train)
+    x = embed(items, users, tables, vectors=vectors, train=train)
     out = {"embedded": x}
     x, out["encoder"] = Encoder(self.num_layers, self.hidden, self.dropout, **common,
                                 name="encoder")(x, items > 0, train=train)
     out["encoded"] = x
     if positions is not None:
       x = layers.select(x, positions)
-    return layers.score_items(x, embed.item.embedding, output=self.output,
-                              num_items=self.num_items, candidates=candidates,
-                              readout=readout, **common), out
+    return layers.score_items(x, table, output=self.output, num_items=self.num_items,
+                              candidates=candidates, readout=readout,
+                              barred=tables.get("item/barred") if train else None, **common), out
 
   def check(self):
     """Raises UserError where sizes do not fit together."""
     if self.num_layers < 1:
       raise errors.UserError(f"config.model: num_layers must be at least 1, not {self.num_layers}")
-    if self.output == "tied" and self.hidden != self.item_width:
+    features_lib.check(self)
+    width = features_lib.width(self.item_width, self.features, self.aggregate)
+    if self.output == "tied" and self.hidden != width:
+      joined = "" if width == self.item_width else f" with features, {width} in all"
       raise errors.UserError(f"config.model: hidden={self.hidden} states cannot be scored against "
-                             f"items of item_width={self.item_width}; make them equal, or set "
-                             "output=untied")
+                             f"items of item_width={self.item_width}{joined}; make them equal, or "
+                             "set output=untied")
 
   def example_inputs(self):
     """Returns inputs that start the parameters, as small as can be."""

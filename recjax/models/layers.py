@@ -73,7 +73,12 @@ class Dropout(nn.Module):
 
 def kept(shape, seeds, rate):
   """Returns bool `shape`, False with probability `rate`: a hash of uint32 seeds [2] and place."""
-  bits = _mix(_linear_index(shape) * (seeds[0] | 1) + seeds[1])
+  return kept_ids(_linear_index(shape), seeds, rate)
+
+
+def kept_ids(ids, seeds, rate):
+  """Returns bool like `ids`, False with probability `rate`: the same wherever an id stands."""
+  bits = _mix(ids.astype(jnp.uint32) * (seeds[0] | 1) + seeds[1])
   return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
@@ -161,7 +166,7 @@ class TiedHead(nn.Module):
 
 
 def score_items(x, table, *, output, num_items, initializer, dtype, labels=0, candidates=None,
-                readout=None):
+                readout=None, barred=None):
   """Returns scores of ids 0..N, or what `catalog.read` says, from a head named "head".
 
   Inside a model's compact method only: the head is a submodule of the caller.
@@ -176,9 +181,11 @@ def score_items(x, table, *, output, num_items, initializer, dtype, labels=0, ca
     labels: L, if classes 1..L are scored in place of items, by an untied head.
     candidates: see `catalog.read`.
     readout: likewise.
+    barred: bool [rows], ids that do not compete, see `catalog.Scores.without`; or None.
   """
   if labels:
     output, num_items = "untied", labels
+  candidates, readout = catalog.barring(barred, candidates, readout)
   common = dict(initializer=initializer, dtype=dtype, name="head")
   if output == "untied":
     return LinearHead(num_items, **common)(x, candidates, readout)

@@ -37,7 +37,7 @@ class GMF(nn.Module):
 
   @nn.compact
   def __call__(self, users):
-    """Returns (users' side [B, W], describe, function) of `catalog.Pairs`."""
+    """Returns (users' side [B, W], describe, function) of `pairwise.Pairs`."""
     cast = lambda x: x.astype(self.dtype)
     user = cast(pairwise.Table(self.num_users, self.factors, name="user")())
     item = cast(pairwise.Table(self.num_items + 2, self.factors, name="item")())
@@ -59,7 +59,7 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, users):
-    """Returns (users' side [B, W], describe, function) of `catalog.Pairs`."""
+    """Returns (users' side [B, W], describe, function) of `pairwise.Pairs`."""
     cast = lambda x: x.astype(self.dtype)
     widths = [self.factors << (self.num_layers - 1 - i) for i in range(self.num_layers)]
     user = cast(pairwise.Table(self.num_users, widths[0], name="user")())
@@ -112,7 +112,7 @@ class NeuMF(pairwise.PairModel, nn.Module):
       positions: int32 [S, C], which rows to score: flat positions in each of S equal runs of rows.
         None scores every row.
       candidates: tuple of int32 [S, C or 1, K], the ids to score; None scores all.
-      readout: a function of `catalog.Pairs` [S, C], whose answer comes back instead.
+      readout: a function of `pairwise.Pairs` [S, C], whose answer comes back instead.
 
     Scores have shape [S, C, N + 1], or [B, 1, N + 1] without `positions`; with `candidates` they
     are a tuple of [S, C, K].

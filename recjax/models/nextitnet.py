@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from recjax import errors
 from recjax.models import layers
 from recjax.models import patches
+from recjax.models import sequence_embed
 from recjax.models import transformer
 
 SIZES = dict(item_width=64, dilations=(1, 4) * 4, max_len=100)
@@ -147,7 +148,7 @@ class NextItNet(nn.Module):
     are a tuple of [S, P, K].
     """
     dtype = jnp.dtype(self.dtype)
-    embed = transformer.SequenceEmbed(
+    embed = sequence_embed.SequenceEmbed(
       num_items=self.num_items, num_users=self.num_users, max_len=self.max_len,
       item_width=self.item_width, user_width=0, fields=self.fields, places=False, dropout=0.0,
       initializer="bert", dtype=dtype, name="embed")

@@ -1,11 +1,13 @@
 """What the recommendation functions f(u, v) share: weights as arrays, and the scores of pairs.
 
 Such a model reads no history: its inputs are users, and the items that it is asked to score. Its
-networks run inside loops over blocks of the catalog (`catalog.Pairs`), where no linen module can be
+networks run inside loops over blocks of the catalog (`Pairs`), where no linen module can be
 called: modules here only own the weights.
 
 Letters: B batch, W width, N items, U users, S shards, C scored rows a shard, K candidates.
 """
+
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -15,6 +17,64 @@ from recjax import catalog
 from recjax.models import layers
 
 INITIALIZERS = ("he", "small")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs(catalog.Scores):
+  """Scores of a function of two sides that need be no inner product, such as a network over both.
+
+    x         tree of [S, C, W], one side at every position
+    describe  ids [...] -> tree of [..., W'], the other side of these ids
+    function  (tree of [S, C, 1, W], tree of [S, C or 1, K, W'] or [V, W']) -> [S, C, K or V]
+    cost      numbers that the function holds for one pair: what a block is as wide as
+
+  Blocks keep [S, C, N + 1] times that from ever being there.
+  """
+  table: None = None
+  describe: object = None
+  function: object = None
+  cost: int = 1
+
+  def __len__(self):
+    return self.count
+
+  def all(self):
+    def write(scores, found, ids, fresh):
+      del fresh
+      return jax.lax.dynamic_update_slice_in_dim(scores, found, ids[0], 2)
+    return self.fold(jnp.zeros((*self._positions, len(self)), jnp.float32), write)
+
+  def of(self, ids):
+    return self._score(ids)
+
+  def against_all(self, labels):
+    # Each block's partition is computed once more for its gradient, so that only one is held.
+    blocks = self._blocks()
+    @jax.checkpoint
+    def partition(index):
+      _, ids, fresh = blocks.place(index)
+      return jax.nn.logsumexp(jnp.where(fresh, self.block(blocks, None, ids), -jnp.inf), axis=-1)
+    parts = jax.lax.map(partition, jnp.arange(blocks.count))
+    return self.of(labels[..., None])[..., 0].astype(jnp.float32), jax.nn.logsumexp(parts, axis=0)
+
+  def width(self):
+    size = catalog.BLOCK.get(jax.default_backend(), catalog.BLOCK_ELSEWHERE)
+    shards, positions = self._positions
+    return min(max(size // (shards * positions * self.cost), 64), len(self))
+
+  def block(self, blocks, begin, ids):
+    del blocks, begin
+    return self._score(ids).astype(jnp.float32)
+
+  def _blocks(self):
+    return catalog.Blocks(len(self), self.width(), 0)
+
+  def _score(self, ids):
+    return self.function(jax.tree.map(lambda x: x[:, :, None], self.x), self.describe(ids))
+
+  @property
+  def _positions(self):
+    return jax.tree.leaves(self.x)[0].shape[:2]
 
 
 class Table(nn.Module):
@@ -81,7 +141,7 @@ def score(x, describe, function, *, cost, num_items, columns, positions, candida
 
   Args:
     x: tree of [B, W], the users' side.
-    describe: see `catalog.Pairs`.
+    describe: see `Pairs`.
     function: likewise.
     cost: likewise.
     num_items: N.
@@ -93,7 +153,7 @@ def score(x, describe, function, *, cost, num_items, columns, positions, candida
   def place(part):
     part = part[:, None]
     return part if positions is None else layers.select(part, positions // max(columns, 1))
-  pairs = catalog.Pairs(jax.tree.map(place, x), describe=describe, function=function, cost=cost,
+  pairs = Pairs(jax.tree.map(place, x), describe=describe, function=function, cost=cost,
                         count=num_items + 1)
   return catalog.read(pairs, candidates, readout)
 

@@ -16,87 +16,10 @@ import jax.numpy as jnp
 
 from recjax import errors
 from recjax.models import columns
+from recjax.models import features as features_lib
 from recjax.models import layers
 from recjax.models import patches
-
-
-class SequenceEmbed(nn.Module):
-  """Concatenates what is known of every position: item, item attributes, user; each with positions.
-
-  Survey, Section 4.2 and the released code: every table has a position table of its own.
-  """
-  num_items: int
-  num_users: int
-  max_len: int
-  item_width: int
-  user_width: int  # 0: no user embedding
-  fields: tuple = ()  # (name, rows, width, slots): attribute tables, ids 1..rows
-  extra_tokens: int = 0  # rows after MASK, for CLS and SEP
-  segments: int = 0  # token-type rows, 0: none
-  places: bool = True  # position tables beside the others
-  scale_items: bool = False  # item vectors times sqrt(item_width), as Vaswani et al. 2017
-  norm: bool = False  # layer norm after the sum, as Devlin et al. 2019
-  dropout: float = 0.1
-  initializer: str = "torch"
-  dtype: jnp.dtype = jnp.float32
-
-  def setup(self):
-    start = layers.table_init(self.initializer)
-    self.item = layers.ItemTable(self.num_items + 2 + self.extra_tokens, self.item_width,
-                                 self.initializer, self.dtype)
-    def position(name, width):
-      if self.places:
-        setattr(self, f"{name}_pos", nn.Embed(self.max_len, width, embedding_init=start,
-                                              dtype=self.dtype))
-    position("item", self.item_width)
-    if self.user_width:
-      self.user = layers.RowTable(self.num_users, self.user_width, self.initializer, self.dtype)
-      position("user", self.user_width)
-    if self.segments:
-      self.segment = nn.Embed(self.segments, self.item_width, embedding_init=start,
-                              dtype=self.dtype)
-    for field, rows, width, _ in self.fields:
-      setattr(self, field, layers.RowTable(rows, width, self.initializer, self.dtype))
-      position(field, width)
-    if self.norm:
-      self.layer_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
-    self.drop = layers.Dropout(self.dropout)
-
-  def __call__(self, items, users, tables, *, segments=None, train=False):
-    """Returns [B, T, W].
-
-    Args:
-      items: int32 [B, T], left-padded ids; N + 1 is MASK.
-      users: int32 [B], 0 for an unknown user.
-      tables: {field: int32 [N + 2 + extra_tokens, slots]}, attribute ids of every item id. The rows
-        of MASK say "unknown", so a masked item does not leak through its attributes.
-      segments: optional int32 [B, T] token types.
-      train: whether dropout is on.
-    """
-    batch, length = items.shape
-    assert length <= self.max_len, f"{length} columns, but position tables have {self.max_len} rows"
-    place = jnp.arange(self.max_len - length, self.max_len)
-    position = lambda name: getattr(self, f"{name}_pos")(place) if self.places else 0.0
-    x = self.item(items)
-    if self.scale_items:
-      x = x * math.sqrt(self.item_width)
-    x = x + position("item")
-    if self.segments:
-      x = x + self.segment(jnp.zeros_like(items) if segments is None else segments)
-    parts = [x]
-    for field, _, width, slots in self.fields:
-      ids = jnp.take(tables[field], items, axis=0)  # [B, T, slots]
-      values = getattr(self, field)(ids)
-      if self.places:
-        values = values + position(field)[:, None]
-      parts.append(values.reshape(batch, length, slots * width))
-    if self.user_width:
-      user = self.user(users)[:, None] + position("user")
-      parts.append(jnp.broadcast_to(user, (batch, length, self.user_width)))
-    x = jnp.concatenate(parts, -1) if len(parts) > 1 else x
-    if self.norm:
-      x = self.layer_norm(x)
-    return self.drop(x, train=train)
+from recjax.models import sequence_embed
 
 
 class Attention(nn.Module):
@@ -241,6 +164,9 @@ class SequenceTransformer(nn.Module):
   num_items: int  # N
   num_users: int  # U
   fields: tuple = ()  # (name, rows, width, slots) of item attributes that are concatenated
+  features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
+  aggregate: str = "concat"
+  item_dropout: float = 0.0  # how often an item has to do without its own vector
   item_width: int = 128
   user_width: int = 32  # 0: no user embedding
   num_layers: int = 6
@@ -270,7 +196,8 @@ class SequenceTransformer(nn.Module):
   splits_items = True
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
              "output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
-             "patch": patches.TRANSFORMER, "dtype": ("float32", "bfloat16"),
+             "patch": patches.TRANSFORMER, "aggregate": features_lib.AGGREGATES,
+             "dtype": ("float32", "bfloat16"),
              "layout": ("auto", "rows", "columns")}
 
   @nn.compact
@@ -294,16 +221,18 @@ class SequenceTransformer(nn.Module):
     are a tuple of [S, C, K].
     """
     common = dict(initializer=self.initializer, dtype=jnp.dtype(self.dtype))
-    embed = SequenceEmbed(
+    embed = sequence_embed.SequenceEmbed(
       num_items=self.num_items, num_users=self.num_users, max_len=self.max_len,
       item_width=self.item_width, user_width=self.user_width, fields=self.fields,
       extra_tokens=self.extra_tokens, segments=self.segments, norm=self.embed_norm,
-      dropout=self.dropout, scale_items=self.scale_items, **common, name="embed")
+      dropout=self.dropout, scale_items=self.scale_items, schema=self.features,
+      aggregate=self.aggregate, item_dropout=self.item_dropout, **common, name="embed")
     block = dict(
       heads=self.heads, hidden=self.hidden, act=self.act, norm=self.norm, dropout=self.dropout,
       attention_dropout=self.dropout, hidden_dropout=self.dropout * self.hidden_dropout,
       output_dropout=self.dropout * self.output_dropout, **common)
-    x = embed(items, users, tables, segments=segments, train=train)
+    vectors, table = embed.vectors(items, tables, whole=self.output != "untied", train=train)
+    x = embed(items, users, tables, vectors=vectors, segments=segments, train=train)
     out = {"embedded": x}
     patch = patches.Patch(
       self.patch, patches.size(self.patch, self.patch_width, x.shape[-1]), self.patch_scale)
@@ -320,9 +249,10 @@ class SequenceTransformer(nn.Module):
       out["encoded"] = x
       if positions is not None:
         x = layers.select(x, positions)
-    return layers.score_items(x.sum(1, keepdims=True) if pool else x, embed.item.embedding,
-                              output=self.output, num_items=self.num_items, labels=self.labels,
-                              candidates=candidates, readout=readout, **common), out
+    return layers.score_items(
+      x.sum(1, keepdims=True) if pool else x, table, output=self.output, num_items=self.num_items,
+      labels=self.labels, candidates=candidates, readout=readout, **common,
+      barred=tables.get("item/barred") if train and not self.labels else None), out
 
   def _in_columns(self):
     fits = self.patch not in patches.ROWS_ONLY
@@ -331,8 +261,9 @@ class SequenceTransformer(nn.Module):
 
   def check(self):
     """Raises UserError where sizes do not fit together."""
-    width = self.item_width + self.user_width + sum(slots * wide
-                                                    for *_, wide, slots in self.fields)
+    width = (features_lib.width(self.item_width, self.features, self.aggregate) + self.user_width
+             + sum(slots * wide for *_, wide, slots in self.fields))
+    features_lib.check(self)
     if width % self.heads:
       raise errors.UserError(f"config.model: the width {width} (item, user and attributes "
                              f"together) does not split into {self.heads} heads")
@@ -347,7 +278,7 @@ class SequenceTransformer(nn.Module):
 
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
-    names = layers.embed_rows(self.user_width, self.fields)
+    names = layers.embed_rows(self.user_width, self.fields) | features_lib.row_tables(self.features)
     if self.labels or self.output == "untied":
       scored = "label" if self.labels else "output"
       names.update({"head/scores/kernel": (scored, 1), "head/scores/bias": (scored, 0)})
@@ -364,7 +295,7 @@ class SequenceTransformer(nn.Module):
     names = ["user"] * bool(self.user_width) + [re.escape(field) for field, *_ in self.fields]
     if mode in ("model", "patch"):
       return patches.transfer_rules(self.patch)
-    return transfer_rules(mode, names)
+    return transfer_rules(mode, names, features_lib.leaves(self.features))
 
   def optim_rules(self, mode):
     """Returns rules of `recjax.optim` that a transfer mode adds: "patch" freezes the backbone.
@@ -378,11 +309,18 @@ class SequenceTransformer(nn.Module):
     return patches.optim_rules(self.patch, scores["untied" if self.labels else self.output])
 
 
-def transfer_rules(mode, names):
-  """Returns the rules of a mode whose "embedding" carries the tables `names` with positions."""
+def transfer_rules(mode, names, provided=()):
+  """Returns the rules of a mode whose "embedding" carries the tables `names` with positions.
+
+  Args:
+    mode: none, embedding, model; of others None comes back.
+    names: of tables.
+    provided: a regex each of leaves that "embedding" carries as well.
+  """
   tables = "|".join(f"{name}|{name}_pos" for name in names)
+  carried = [rf"embed/({tables})/embedding"] * bool(names) + list(provided)
   return {
     "none": (),
-    "embedding": ((rf"embed/({tables})/embedding", r"\g<0>"),) if names else (),
+    "embedding": tuple((leaf, r"\g<0>") for leaf in carried),
     "model": ((r"(embed|encoder)/.*", r"\g<0>"),),
   }.get(mode)

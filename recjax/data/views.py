@@ -1,0 +1,56 @@
+"""A prepared data set as a run's config sees it: what is joined to it, held out, or added."""
+
+import dataclasses
+
+import numpy as np
+
+from recjax import errors
+from recjax.data import held_out, histories, providers, sequences
+
+
+def as_configured(config, data):
+  """Returns (Dataset, {feature: Provider}): as the config changes the prepared one and adds to it.
+
+  Fields that a config of an older version lacks are off.
+  """
+  if history := config.get("history", ""):
+    data = histories.join(data, sequences.load(config.data_dir, history))
+  if share := tuple(config.get("held_out_items") or ()):
+    data = held_out.hold_out(data, share)
+  provided = providers.read(data, config.model.get("features") or ())
+  if files := providers.digests(provided):  # A resumed run checks them as part of its data.
+    data = dataclasses.replace(data, manifest={**data.manifest, "feature_files": files})
+  return data, provided
+
+
+def item_flags(data, config, *, extra_tokens, features):
+  """Returns the tables, bool [tokens], that say which items are set apart.
+
+    item/barred    held out: in training they do not compete, so that nothing is learned against
+                   them
+    item/unowned   without a vector of their own, for `features`: held out, or never trained on
+                   here nor (which the run cannot know) in a run that it transfers from
+  """
+  flags = {}
+  apart = np.zeros(data.num_items + 1, bool)
+  if data.held_out is not None:
+    apart |= data.held_out
+    flags["item/barred"] = apart
+  if features:
+    new = data.item_counts("train") == 0
+    new[0] = False
+    flags["item/unowned"] = apart | (new & (not config.transfer.checkpoint))
+  return {name: np.append(flag, np.zeros(1 + extra_tokens, bool)) for name, flag in flags.items()}
+
+
+def beside(data_dir, name, data):
+  """Returns the data set `name`, whose users and items must be those of `data`."""
+  other = sequences.load(data_dir, name)
+  if data.shards is not None or other.shards is not None:
+    raise errors.UserError("model.other: two domains are not learned from shards; prepare the data "
+                           "with --config.shards=0")
+  same = lambda field: np.array_equal(getattr(data, field), getattr(other, field))
+  if not (same("user_ids") and same("item_ids")):
+    raise errors.UserError(f"model.other: {name!r} numbers users and items otherwise than "
+                           f"{data.name!r}; prepare both in one run of recjax.prepare")
+  return other
