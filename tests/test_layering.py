@@ -90,7 +90,7 @@ MAY_IMPORT = {
   "models.__init__": {"errors", "models.*"},
   "models.*": {"errors", "catalog", "collective", "models.layers", "models.columns",
                "models.features", "models.graph_layers", "models.patches", "models.pairwise",
-               "models.sequence_embed",               "models.text_encoders", "models.transformer"},
+               "models.sequence_embed", "models.text_encoders", "models.transformer"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
   "evaluators.*": {"errors", "catalog", "collective", "data.*", "evaluators.*"},
