@@ -11,7 +11,7 @@ import numpy as np
 from recjax import checkpoint, errors, models, objectives, partition, trees
 from recjax import step as step_lib
 from recjax.data import batches, ratings, sequences, vocabulary
-from recjax.evaluators import blocks, metrics, ranking, rating
+from recjax.evaluators import blocks, ranking, rating
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +88,14 @@ class Experiment:
       return rating.Rating(data, **common)
     return ranking.Ranking(
       data, ks=tuple(self.config.eval.ks), num_negatives=self.config.eval.num_negatives,
-      cache_dir=cache_dir, **common)
+      cache_dir=cache_dir, baskets="baskets" in self.objective.columns, **common)
 
   def metric_names(self):
     """Returns every "PROTOCOL/METRIC" that `config.eval.metric` may name."""
-    protocols, names = ranking.PROTOCOLS, metrics.names(self.config.eval.ks)
+    names = ranking.metric_names(self.config.eval.ks)
     if self.objective.task == "rating":
-      protocols, names = rating.PROTOCOLS, rating.METRICS
-    return [f"{protocol}/{metric}" for protocol in protocols for metric in names]
+      names = dict.fromkeys(rating.PROTOCOLS, rating.METRICS)
+    return [f"{protocol}/{metric}" for protocol in names for metric in names[protocol]]
 
 
 @functools.partial(jax.jit, static_argnums=0)
