@@ -37,6 +37,8 @@ class Recommender:
     exp, self._params, _ = experiment.restore(workdir, step=step, data_dir=data_dir)
     if exp.objective.task != "ranking":
       raise errors.UserError(f"{workdir}: this run predicts ratings; it does not rank items")
+    if "baskets" in exp.objective.columns:
+      raise errors.UserError(f"{workdir}: this run reads baskets, which --histories do not tell")
     devices = exp.mesh.devices.size
     self._exp, self._batch = exp, -(-batch_size // devices) * devices
     self._length = exp.room

@@ -61,7 +61,7 @@ class SequenceEmbed(nn.Module):
       self.layer_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
     self.drop = layers.Dropout(self.dropout)
 
-  def __call__(self, items, users, tables, *, segments=None, train=False):
+  def __call__(self, items, users, tables, *, segments=None, ages=None, train=False):
     """Returns [B, T, W].
 
     Args:
@@ -70,11 +70,15 @@ class SequenceEmbed(nn.Module):
       tables: {field: int32 [N + 2 + extra_tokens, slots]}, attribute ids of every item id. The rows
         of MASK say "unknown", so a masked item does not leak through its attributes.
       segments: optional int32 [B, T] token types.
+      ages: optional int32 [B, T], which row of the position tables a position reads, counted from
+        the last; by default its column's. Those with the same age are not ordered.
       train: whether dropout is on.
     """
     batch, length = items.shape
     assert length <= self.max_len, f"{length} columns, but position tables have {self.max_len} rows"
     place = jnp.arange(self.max_len - length, self.max_len)
+    if ages is not None:
+      place = jnp.maximum(self.max_len - 1 - ages, 0)
     position = lambda name: getattr(self, f"{name}_pos")(place) if self.places else 0.0
     x = self.item(items)
     if self.scale_items:
@@ -87,7 +91,7 @@ class SequenceEmbed(nn.Module):
       ids = jnp.take(tables[field], items, axis=0)  # [B, T, slots]
       values = getattr(self, field)(ids)
       if self.places:
-        values = values + position(field)[:, None]
+        values = values + position(field)[..., None, :]
       parts.append(values.reshape(batch, length, slots * width))
     if self.user_width:
       user = self.user(users)[:, None] + position("user")
@@ -252,7 +256,7 @@ class SequenceTransformer(nn.Module):
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
-               segments=None, train=False):
+               segments=None, ages=None, train=False):
     """Returns (scores of ids 0..N, dict of intermediates).
 
     Args:
@@ -264,11 +268,18 @@ class SequenceTransformer(nn.Module):
       candidates: tuple of int32 [S, C or 1, K], ids to score there; None scores all.
       readout: a function of `catalog.Scores` [S, C], whose answer comes back instead.
       segments: optional int32 [B, T] token types.
+      ages: see `SequenceEmbed`.
       train: whether dropout is on.
 
     Scores have shape [S, C, N + 1], or [B, T, N + 1] without `positions`; with `candidates` they
     are a tuple of [S, C, K].
     """
+    x, table, out = self._encode(items, users, tables, positions, train=train, segments=segments,
+                                 ages=ages)
+    return self._score(x, table, candidates, readout), out
+
+  def _encode(self, items, users, tables, positions, *, train, **kinds):
+    """Returns ([S, C, W] or, without `positions`, [B, T, W]; the item table; intermediates)."""
     common = dict(initializer=self.initializer, dtype=jnp.dtype(self.dtype))
     embed = SequenceEmbed(
       num_items=self.num_items, num_users=self.num_users, max_len=self.max_len,
@@ -279,7 +290,7 @@ class SequenceTransformer(nn.Module):
       heads=self.heads, hidden=self.hidden, act=self.act, norm=self.norm, dropout=self.dropout,
       attention_dropout=self.dropout, hidden_dropout=self.dropout * self.hidden_dropout,
       output_dropout=self.dropout * self.output_dropout, **common)
-    x = embed(items, users, tables, segments=segments, train=train)
+    x = embed(items, users, tables, train=train, **kinds)
     out = {"embedded": x}
     encoder = Encoder(self.num_layers, block, causal=self.causal, final_norm=self.final_norm,
                       name="encoder")
@@ -293,9 +304,12 @@ class SequenceTransformer(nn.Module):
       out["encoded"] = x
       if positions is not None:
         x = layers.select(x, positions)
-    return layers.score_items(x, embed.item.embedding, output=self.output,
-                              num_items=self.num_items, candidates=candidates,
-                              readout=readout, **common), out
+    return x, embed.item.embedding, out
+
+  def _score(self, x, table, candidates, readout):
+    return layers.score_items(
+      x, table, output=self.output, num_items=self.num_items, candidates=candidates,
+      readout=readout, initializer=self.initializer, dtype=jnp.dtype(self.dtype))
 
   def _in_columns(self):
     return self.layout == "columns" or self.layout == "auto" and jax.default_backend() == "cpu"

@@ -10,7 +10,8 @@ defaults:
     min_length     users with fewer training items are left out
     extra_columns  columns of a sampled window beyond the model's positions
     slide          True: an epoch visits every window of every user, not one of each
-    columns        what `batches.resident` adds: "ratings", "seen", "global"
+    columns        what `batches.resident` adds: "ratings", "baskets", "seen", "global"; with
+                   "baskets" `predict` gets those of the histories, too
     popularity     None, or the power of an item's count that `batches.resident` adds draws for
     prepare(rng, batch, resident)            -> inputs, [B, ...] each
     loss(apply_fn, params, inputs, ...)      -> (sum, weight, metrics)
@@ -36,6 +37,7 @@ import functools
 import inspect
 
 from recjax import errors
+from recjax.objectives import baskets
 from recjax.objectives import contrast
 from recjax.objectives import masked_item
 from recjax.objectives import masked_window
@@ -47,11 +49,14 @@ from recjax.objectives import untrained
 
 OBJECTIVES = {
   "autoencode": rating.Autoencode,
+  "basket_items": baskets.BasketItems,
   "contrast": contrast.Contrast,
   "masked_rating": rating.MaskedRating,
   "masked_item": masked_item.MaskedItem,
   "masked_window": masked_window.MaskedWindow,
+  "masked_basket": baskets.MaskedBasket,
   "mix": mix.Mix,
+  "next_basket": baskets.NextBasket,
   "next_item": next_item.NextItem,
   "next_window": next_window.NextWindow,
   "causal_next_item": next_item.CausalNextItem,

@@ -11,6 +11,8 @@ from recjax.objectives import objective
 
 CRITERIA = ("softmax", "bce", "gbce", "sampled_softmax")
 SHARED = ("position", "row", "batch")
+COLUMNS = ("items", "labels", "segments", "ages")  # inputs [B, T]
+READ = ("items", "users", "segments", "ages")  # by the model, where they are
 PROPOSALS = ("uniform", "popularity", "in_batch")
 
 
@@ -121,7 +123,7 @@ class ItemLoss(objective.Objective):
 
   def trim(self, inputs, columns):
     """Returns `inputs` without all but the last columns of [B, T] and [B, T, K]."""
-    last = lambda name, x: x[:, -columns:] if name in ("items", "labels") or x.ndim == 3 else x
+    last = lambda name, x: x[:, -columns:] if name in COLUMNS or x.ndim == 3 else x
     return {name: last(name, x) for name, x in inputs.items()}
 
   def loss(self, apply_fn, params, inputs, *, shards, capacity, rng):
@@ -140,7 +142,7 @@ class ItemLoss(objective.Objective):
       shards, capacity = rows, min(columns, capacity)  # a run shares its negatives
     positions, labels, weights, dropped = losses.labeled_positions(
       inputs["labels"], shards=shards, capacity=capacity)
-    seen = {name: inputs[name] for name in ("items", "users")}
+    seen = {name: inputs[name] for name in READ if name in inputs}
     if self.criterion == "softmax":
       picked, partition = apply_fn(params, seen, rng, positions=positions,
                                    readout=lambda scores: scores.against_all(labels))
