@@ -12,7 +12,8 @@ not been measured.
 
 Users are told from the others of their group of 32, a part of the batch that no device and no
 micro-batch cuts. The paper takes all of the batch and inner products, without a temperature:
---config.objective.contrast.group=None --config.micro_batch=None, normalize=false, temperature=1.
+--config.micro_batch=256 and, of --config.objective.contrast, group=256, normalize=false and
+temperature=1.
 
 Arguments: data=src|tgt|all, size=full|cpu, variant=survey_code|sasrec.
 """

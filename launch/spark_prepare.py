@@ -97,6 +97,7 @@ def read(spark, config, path):
     raw = spark.read.csv(os.fspath(path), header=True, mode="FAILFAST", enforceSchema=False,
                          sep="\t" if tabs else config["separator"])
   columns = readers.pick(config["columns"], raw.columns, os.fspath(path))
+  prepare.refuse_baskets("basket" in columns)
   ticks = readers.UNITS[config["time_unit"]]
   time, kind = F.col(columns["time"]), dict(raw.dtypes)[columns["time"]]
   if kind.startswith("timestamp") or config["time_unit"] == "iso":

@@ -32,7 +32,7 @@ from recjax.data import (
   views,
   vocabulary,
 )
-from recjax.evaluators import blocks, classification, edges, links, metrics, ranking, rating
+from recjax.evaluators import blocks, classification, edges, links, ranking, rating
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,25 +216,30 @@ class Experiment:
       return classification.Classification(data, profile=self.objective.profile, **common)
     return ranking.Ranking(
       data, ks=tuple(self.config.eval.ks), num_negatives=self.config.eval.num_negatives,
-      cache_dir=cache_dir, costly=getattr(self.model, "costly", False), **common)
+      cache_dir=cache_dir, costly=getattr(self.model, "costly", False),
+      baskets="baskets" in self.objective.columns, **common)
 
   def metric_names(self):
     """Returns every "PROTOCOL/METRIC" that `config.eval.metric` may name."""
-    protocols, names = ranking.PROTOCOLS, metrics.names(self.config.eval.ks)
+    names = ranking.metric_names(self.config.eval.ks)
     if self.objective.task == "rating":
-      protocols, names = rating.PROTOCOLS, rating.METRICS
+      names = dict.fromkeys(rating.PROTOCOLS, rating.METRICS)
     if self.objective.task == "classification":
-      protocols, names = classification.PROTOCOLS, classification.METRICS
-    return [f"{protocol}/{metric}" for protocol in protocols for metric in names]
+      names = dict.fromkeys(classification.PROTOCOLS, classification.METRICS)
+    return [f"{protocol}/{metric}" for protocol in names for metric in names[protocol]]
 
 
 class GraphExperiment(Experiment):
   """What a config of a graph describes: triples in the place of users."""
 
-  def rows(self):
-    used = {name for name, _ in self.model.row_tables().values()}
+  def rows(self, leaves=None):
+    used = {name for leaf, (name, _) in self.model.row_tables().items()
+            if leaves is None or leaf in leaves}
     return {name: checkpoint.Rows(*rows) for name, rows in self.data.row_names().items()
             if name in used}
+
+  def describe_features(self):
+    return ()
 
   def size(self):
     manifest = self.data.manifest

@@ -41,6 +41,8 @@ class Recommender:
     if exp.objective.task != "ranking":
       raise errors.UserError(f"{workdir}: this run is of {exp.objective.task}; it does not rank "
                              "items")
+    if "baskets" in exp.objective.columns:
+      raise errors.UserError(f"{workdir}: this run reads baskets, which --histories do not tell")
     devices = partition.data_devices(exp.mesh)
     self._exp, self._batch = exp, -(-batch_size // devices) * devices
     self._length = exp.room

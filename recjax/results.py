@@ -119,7 +119,7 @@ def evaluate(exp, evaluator, params, workdir, *, write, split="test", name=None)
     raise errors.UserError(f"{workdir}: the parameters are no good: {error}") from error
   references = evaluator.references()
   means, first = found.means(), evaluator.contexts[0]
-  # The references see no history, so that one context says all; nobody tests against chance.
+  # References are shown of the first context, as the models are; nobody tests against chance.
   flat = {**found.flat(),
           **{f"{reference}/{name.split('/', 1)[1]}": values
              for reference, theirs in references.items() if reference != "chance"

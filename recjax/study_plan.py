@@ -52,8 +52,8 @@ REQUIRED = ("seeds", "runs", "rows")
 STUDY_FIELDS = ("title", *REQUIRED, "baseline", "baselines", "data_dir", "prepare", "overrides",
                 "comparisons", "claims", "headline", "published", "data_rows", "bootstrap_draws",
                 "notes", "cohort_size", "time_alone")
-REFERENCES = ("popularity", "global_mean", "item_bias", "item_user_bias",
-              "majority")  # with values per user
+REFERENCES = (  # with values per user
+  "popularity", "personal_frequency", "global_mean", "item_bias", "item_user_bias", "majority")
 RUN_FIELDS = ("config", "overrides", "source", "mode", "seeds", "source_seeds", "cohort_size")
 _ABSENT = "absent"
 _PRINTED = re.compile(r"\d[\d,]*(\.\d+)?[kM]?")

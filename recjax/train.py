@@ -358,10 +358,12 @@ def log(recorder, step, clock, progress, schedule):
   seconds, progress.logged_s = progress.train_s - progress.logged_s, progress.train_s
   rate = sums["examples"] / max(seconds, 1e-9)
   loss = sums["loss"] / max(sums["weight"], 1)
-  parts = {}  # of a mix of objectives, whose labels are its rows
-  for name in (name.removesuffix("/loss") for name in sums if name.endswith("/loss")):
-    labels = sums[f"{name}/weight"]
-    parts |= {f"{name}/loss": sums[f"{name}/loss"] / max(labels, 1), f"{name}/labels": labels}
+  parts = {}  # of a mix of objectives, whose own labels are rows
+  for name in (name for name in sums if "/" in name):
+    part, _, what = name.partition("/")
+    labels = sums[f"{part}/weight"]
+    parts |= ({f"{part}/labels": labels} if what == "weight" else
+              {name: sums[name] / max(labels, 1)})
   recorder.write(step, "train", {
     "loss": loss, "learning_rate": float(schedule(step - 1)), "examples_per_s": rate,
     "tokens_per_s": sums["tokens"] / max(seconds, 1e-9), "labels": sums["weight"],

@@ -123,3 +123,23 @@ def test_real_food_and_kitchen(raw_dir, tmp_path):
   for name in table:
     line = re.search(rf"^{name} .*", printed, re.MULTILINE)[0].split()[:5]
     assert line == re.search(rf"^  {name} .*", text, re.MULTILINE)[0].split()[:5]
+
+
+def test_real_tafeng(raw_dir, tmp_path):
+  """Every basket is where it was, the last one to test and the one before it to validate."""
+  if not (raw_dir / "tafeng").is_dir():
+    pytest.skip("no tafeng")
+  manifests, _ = test_prepare.make(str(test_prepare.ROOT / "configs/data/tafeng.py"), raw_dir,
+                                   tmp_path)
+  counts = manifests["tafeng"]
+  assert counts["baskets"] - counts["evaluated_users"] == 77_369
+  read = lambda name: json.loads(gzip.open(raw_dir / f"tafeng/tafeng_{name}.json.gz").read())
+  history, future = read("history"), read("future")
+  data = sequences.load(tmp_path, "tafeng")
+  number = np.array([0, *data.item_ids[1:].astype(np.int64)])
+  splits = [data.span(name) for name in ("train", "val", "test")]
+  for user in range(1, data.num_users + 1, 7):
+    name = data.user_ids[user].decode()
+    baskets = history[name][1:-1] + future[name][1:-1]
+    want = [sum(baskets[:-2], []), baskets[-2], baskets[-1]]
+    assert [number[data.items[begin[user]:end[user]]].tolist() for begin, end in splits] == want

@@ -28,17 +28,18 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=(), popul
     min_length: users with fewer are left out.
     slide: every window of so many items is an example (a shorter user gives one). None: every user
       is one, whole.
-    columns: "ratings" adds what users gave, "seen" which items of the pool they own in `split` (see
-      `objectives.negatives`), "targets" what they own in "targets" (see `histories`); with "global"
+    columns: "ratings" adds what users gave, "baskets" in which basket of the user each row is,
+      "seen" which items of the pool they own in `split` (see `objectives.negatives`), "targets"
+      what they own in "targets" (see `histories`); with "global"
       the pool is all items, those of other domains included.
     popularity: adds the tables of `proposals.popularity`, with this power of an item's count.
     labels: int32 [U + 1], adds a label of every user; those without one (0) are left out.
 
   Returns:
     {"items" int32 [R], "users" int32 [n], "begin" and "end" [n] rows of each example, "pool" int32
-    [M] the domain's item ids}; "ratings" float32 [R]; "seen_gaps" int32 [R' + 1], "seen_begin" and
-    "seen_end" [U + 1]; "targets_begin" and "targets_end" [U + 1]; "labels" [U + 1]. Row numbers are
-    int32 while they fit.
+    [M] the domain's item ids}; "ratings" float32 [R]; "baskets" int32 [R]; "seen_gaps" int32
+    [R' + 1], "seen_begin" and "seen_end" [U + 1]; "targets_begin" and "targets_end" [U + 1];
+    "labels" [U + 1]. Row numbers are int32 while they fit.
   """
   begin, end = data.span(split)
   if labels is not None:
@@ -56,6 +57,8 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=(), popul
     if data.ratings is None:
       raise errors.UserError(f"data set {data.name!r} has no ratings")
     arrays["ratings"] = np.asarray(data.ratings, np.float32)
+  if "baskets" in columns:
+    arrays["baskets"] = data.basket_numbers()
   if "seen" in columns:
     arrays |= _seen(data, split, arrays["pool"])
   if "targets" in columns:
@@ -119,7 +122,8 @@ def make_sampler(*, num_users, batch_size, length, window):
 
   Every epoch visits each of the `num_users` examples once, in an order of its own; the last batch
   of an epoch is filled up with rows of user 0 and padding. The batch is {"items" int32 [B, length]
-  left-padded, "users" int32 [B]}, and "ratings" float32 [B, length] where they are resident.
+  left-padded, "users" int32 [B]}, and where they are resident "ratings" float32 [B, length] and
+  "baskets" int32 [B, length].
 
   Windows: "last" ends at a user's last item; "prefix" at the k-th, k uniform over 3..n (shorter
   sequences: over n alone), as the survey's next-item task; "random" at a uniform end among those
@@ -141,7 +145,7 @@ def make_sampler(*, num_users, batch_size, length, window):
     inside = (index >= begin[:, None]) & real[:, None]
     take = lambda name: jnp.where(inside, tables[name][jnp.maximum(index, 0)], 0)
     return {"users": jnp.where(real, tables["users"][row], 0),
-            **{name: take(name) for name in ("items", "ratings") if name in tables}}
+            **{name: take(name) for name in ("items", "ratings", "baskets") if name in tables}}
 
   return sample
 

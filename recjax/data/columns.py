@@ -20,7 +20,7 @@ from recjax.data import metadata
 
 BUCKET_ROWS = 1 << 20
 DTYPES = {"user": np.int32, "item": np.int32, "time": np.int64, "rating": np.float32,
-          "domain": np.int16, "place": np.int32}
+          "domain": np.int16, "basket": np.int32, "place": np.int32}
 
 
 class Columns:
@@ -118,14 +118,15 @@ def ingest(reader, folder, *, known_items=None, known_name="the item table"):
     known_items: if given, an interaction with any other item is an error.
     known_name: where the known items are listed, for the message.
   """
-  roles = [r for r in ("user", "item", "domain") if r in reader.roles]
+  roles = [r for r in ("user", "item", "domain", "basket") if r in reader.roles]
   vocabularies = {role: Vocabulary(role) for role in roles}
   columns = Columns(folder, reader.roles)
   refuse = None
   if known_items is not None:
     refuse = lambda i: None if i in known_items else f"unknown item {i!r}, not in {known_name}"
   for block in reader.blocks():
-    texts = {"user": block.users, "item": block.items, "domain": block.domains}
+    texts = {"user": block.users, "item": block.items, "domain": block.domains,
+             "basket": block.baskets}
     arrays, problems = {"time": block.times, "rating": block.ratings}, []
     for role in roles:
       arrays[role], problem = vocabularies[role].encode(
@@ -149,6 +150,8 @@ def user_offsets(columns, rank):
 
 def group(columns, folder, ranks, offsets, *, repeats=True, ticks=1, places=False):
   """Returns `Columns` renumbered by `ranks`, in (user, time, file row) order, times in seconds.
+
+  Where rows have baskets, those of a time lie together: (user, time, basket, file row).
 
   Args:
     columns: the rows in file order, with codes of the vocabularies.
@@ -189,7 +192,8 @@ def group(columns, folder, ranks, offsets, *, repeats=True, ticks=1, places=Fals
       rows = {name: out.read(name, begin, end) for name in columns.names}
       if places:
         rows["place"] = np.arange(end - begin, dtype=DTYPES["place"])
-      order = np.lexsort((rows["time"], rows["user"]))  # Stable, and pieces came in file order.
+      by = [rows[name] for name in ("basket", "time", "user") if name in rows]
+      order = np.lexsort(by)  # Stable, and pieces came in file order.
       rows = {name: values[order] for name, values in rows.items()}
       if repeat := _first_repeat(rows, len(ranks["item"]) + 1, repeats):
         user, item, time = repeat

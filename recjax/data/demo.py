@@ -34,7 +34,7 @@ DAY = 86_400
 class Generated:
   """Reader (see `recjax.data.readers`) of rows that are in memory."""
 
-  roles = readers.ROLES
+  roles = ("user", "item", "time", "rating", "domain")
   name = "the generated rows"
   ticks = 1
 

@@ -13,7 +13,7 @@ import tempfile
 import numpy as np
 
 from recjax import errors
-from recjax.data import columns, metadata, sequences, sources, splits, user_tables
+from recjax.data import baskets, columns, metadata, sequences, sources, splits, user_tables
 from recjax.data import shards as shards_lib
 
 TABLE = (("data set", "name"), ("users", "users"), ("items", "items"),
@@ -98,6 +98,8 @@ def _gather(source, scratch):
   items, item_rank = vocabularies["item"].ranked()
   ranks = {"user": user_rank, "item": item_rank}
   domains, item_domain = (), None
+  if "basket" in vocabularies:
+    ranks["basket"] = vocabularies["basket"].ranked()[1]
   if "domain" in vocabularies:
     domains, rank = vocabularies["domain"].ranked()
     ranks["domain"] = rank - 1
@@ -172,9 +174,11 @@ def _write(draft, table, rule, shared, about, shards):
     return None
   draft.mkdir()
   offsets = np.concatenate([[0], np.cumsum(kept)])
+  if shards:
+    refuse_baskets("basket" in table.rows.names)
   if not shards:
     seen = _write_rows(_Arrays(draft, offsets[-1]), table, rule, in_domain, counts, kept)
-    rows = {stem: np.load(path, mmap_mode="r") for stem in shards_lib.VALUES
+    rows = {stem: np.load(path, mmap_mode="r") for stem in (*shards_lib.VALUES, "baskets")
             if (path := draft / f"{stem}.npy").is_file()}
   else:
     out = shards_lib.Writer(draft, table.users, offsets, splits.ranges(kept, rule),
@@ -200,7 +204,13 @@ def finish(draft, table, rule, shared, about, rows, *, in_domain, kept, seen):
     seen: bool [N + 1], items among the rows.
   """
   arrays, extras, described = shared
-  ranges = splits.ranges(kept, rule)
+  offsets, more = np.concatenate([[0], np.cumsum(kept)]), {}
+  if rule.unit == "baskets":
+    refuse_baskets("shards" in about)
+    found = baskets.Baskets(rows.get("baskets", rows["times"]), offsets)
+    ranges, more = found.rows(splits.ranges(found.counts, rule)), {"baskets": found.total}
+  else:
+    ranges = splits.ranges(kept, rule)
   lengths = ranges[..., 1] - ranges[..., 0]
   split = lengths[:, 2] > 0
   users = int(split.sum()) if rule.drop_short else len(table.users)
@@ -210,6 +220,7 @@ def finish(draft, table, rule, shared, about, rows, *, in_domain, kept, seen):
     "items": int(in_domain.sum()),
     "items_seen": int(seen.sum()),
     "interactions": int(kept.sum()),
+    **more,
     "items_with_metadata": int((in_domain & described).sum()),
     "feature_coverage": {name: int((in_domain & _covered(feature)).sum())
                          for name, feature in sorted(arrays["features"].items())},
@@ -222,9 +233,15 @@ def finish(draft, table, rule, shared, about, rows, *, in_domain, kept, seen):
     "split": splits.describe(rule),
   }
   data = sequences.Dataset(
-    manifest=manifest, in_domain=in_domain, offsets=np.concatenate([[0], np.cumsum(kept)]),
-    splits=ranges, **arrays, **rows)
+    manifest=manifest, in_domain=in_domain, offsets=offsets, splits=ranges, **arrays, **rows)
   return sequences.write(draft, data, extras=extras)
+
+
+def refuse_baskets(there):
+  """Raises UserError where shards are to keep baskets, or to be cut by them."""
+  if there:
+    raise errors.UserError("shards do not keep baskets; prepare with --config.shards=0, or leave "
+                           "the column out (--config.columns.basket=) and unit=interactions")
 
 
 def _blocks(table, rule, names):
@@ -292,7 +309,7 @@ def _write_rows(out, table, rule, in_domain, counts, kept):
 
   Returns bool [N + 1], the items among them.
   """
-  names = [name for name in ("item", "time", "rating") if name in table.rows.names]
+  names = [name for name in ("item", "time", "rating", "basket") if name in table.rows.names]
   seen = np.zeros(len(in_domain), bool)
   with contextlib.closing(out):
     for user, rows, mask in _blocks(table, rule, names):

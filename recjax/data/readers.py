@@ -30,7 +30,7 @@ import pyarrow.parquet as pa_parquet
 
 from recjax import errors
 
-ROLES = ("user", "item", "time", "rating", "domain")
+ROLES = ("user", "item", "time", "rating", "domain", "basket")
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9, "iso": 10**6}  # ticks in a second
 BLOCK_BYTES = 8 << 20
 BLOCK_ROWS = 1 << 18
@@ -48,6 +48,7 @@ class Block:
   times: np.ndarray  # int64 [n]
   ratings: np.ndarray | None = None  # float32 [n]
   domains: pa.Array | None = None  # string [n]
+  baskets: pa.Array | None = None  # string [n], which basket of its user a row is in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +142,8 @@ def interactions(path, *, columns, separator=",", time_unit="s", rating_range=No
 
   Args:
     path: the file.
-    columns: {role: column name} for the roles of ROLES; "" or a missing role is not read. `rating`
-      and `domain` are optional as long as they carry their role's own name.
+    columns: {role: column name} for the roles of ROLES; "" or a missing role is not read. Those
+      after `time` are optional as long as they carry their role's own name.
     separator: one character; a `.tsv` is split at tabs whatever it says.
     time_unit: what one unit of the time column is, a key of UNITS. "iso" is text such as
       2015-03-01 12:00:00. Parquet timestamps carry their own unit.
@@ -213,7 +214,8 @@ class _Table:
     # Without times a row's place in the file is its time.
     times = self._times(column("time"), first) if "time" in self.roles else np.arange(
       first, first + table.num_rows)
-    return Block(texts["user"], texts["item"], times, ratings, texts.get("domain"))
+    return Block(texts["user"], texts["item"], times, ratings, texts.get("domain"),
+                 texts.get("basket"))
 
   def _times(self, values, first):
     if pa.types.is_timestamp(values.type):

@@ -11,6 +11,8 @@ interactions (both vocabularies start at 1; 0 is padding and belongs to nobody):
                                          the split rule says so
     times.npy      int64  [R]            seconds
     ratings.npy    float32 [R]           optional
+    baskets.npy    int32  [R]            optional; rows of a user that lie together and have the
+                                         same number are a basket. Without it, those of equal times
     splits.npy     int32  [U + 1, 3, 2]  [begin, end) of train, val and test, relative to offsets[u]
     item_first_seen.npy  int32 [N + 1]   optional; the rank (1..N) of each item by its first
                                          appearance in the raw file
@@ -35,6 +37,7 @@ import shutil
 import numpy as np
 
 from recjax import errors
+from recjax.data import baskets as baskets_lib
 from recjax.data import shards as shards_lib
 
 VERSION = 1
@@ -68,6 +71,7 @@ class Dataset:
   times: np.ndarray
   splits: np.ndarray
   ratings: np.ndarray | None = None
+  baskets: np.ndarray | None = None
   features: dict = dataclasses.field(default_factory=dict)
   texts: dict = dataclasses.field(default_factory=dict)  # {"title" and others: bytes [N + 1]}
   held_out: np.ndarray | None = None  # bool [N + 1]: items kept from training, see `held_out`
@@ -115,6 +119,14 @@ class Dataset:
     """Returns int64 [U + 1]: how many interactions every user has in `split`."""
     begin, end = self.span(split)
     return end - begin
+
+  def basket_numbers(self):
+    """Returns int32 [R]: the basket of every row, numbered 1, 2, ... within its user."""
+    if self.shards is not None:
+      raise errors.UserError(f"data set {self.name!r} is sharded, and shards do not keep baskets; "
+                             "prepare it with --config.shards=0")
+    marks = self.times if self.baskets is None else self.baskets
+    return baskets_lib.Baskets(marks, self.offsets).numbers
 
   def users_in(self, split):
     """Returns the ids of the users who own at least one interaction in `split`."""
@@ -204,7 +216,8 @@ def load(data_dir, name):
     arrays |= sharded(folder, manifest["shards"], arrays["offsets"])
     arrays["counts"] = read("item_counts")
   else:
-    arrays = {stem: read(stem) for stem in ARRAYS} | {"ratings": there("ratings")}
+    arrays = {stem: read(stem) for stem in ARRAYS}
+    arrays |= {stem: there(stem) for stem in ("ratings", "baskets")}
   features = {field: Feature(read(f"feature_{field}"), read(f"feature_{field}_ids"))
               for field in manifest.get("features", ())}
   profiles = {name: Feature(read(f"user_{name}"), read(f"user_{name}_ids"))
@@ -259,6 +272,8 @@ def write(draft, data, *, extras=None):
   arrays = {stem: getattr(data, stem) for stem in ARRAYS}
   if data.ratings is not None:
     arrays["ratings"] = data.ratings
+  if data.baskets is not None:
+    arrays["baskets"] = data.baskets
   if data.first_seen is not None:
     arrays["item_first_seen"] = data.first_seen
   if data.counts is not None:
@@ -306,6 +321,7 @@ def _check_shapes(data, folder):
            and data.times.shape == (rows,) and data.in_domain.shape == (items + 1,)
            and int(data.offsets[-1]) == rows
            and (data.ratings is None or data.ratings.shape == (rows,))
+           and (data.baskets is None or data.baskets.shape == (rows,))
            and (data.first_seen is None or data.first_seen.shape == (items + 1,))
            and (data.counts is None or data.counts.shape == (3, items + 1))
            and all(f.values.shape[0] == items + 1 for f in data.features.values())

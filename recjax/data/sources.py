@@ -7,14 +7,15 @@ import re
 
 from recjax import errors
 from recjax.data import (
+  basket_json,
   demo,
   download,
   metadata,
   movie_metadata,
   readers,
   sequence_text,
-  user_tables,
   untimed,
+  user_tables,
 )
 
 MAX_DOMAINS = 64  # more are a sign that some other column was named
@@ -32,7 +33,7 @@ class Source:
 
 
 def open_source(config, raw_dir):
-  """Returns the `Source` that `config.format` names: ml1m, table, sequences, untimed or demo."""
+  """Returns the `Source` of `config.format`: ml1m, table, sequences, baskets, untimed or demo."""
   if config["format"] not in FORMATS:
     raise errors.UserError(f"config.format {config['format']!r} is none of {', '.join(FORMATS)}")
   if config["format"] != "demo" and not raw_dir:
@@ -144,6 +145,16 @@ def _sequences(config, raw_dir):
   return Source(reader, lambda domains: config["datasets"], items)
 
 
+def _baskets(config, raw_dir):
+  raws = []
+  for name in config["baskets"]:
+    if (path := readers.find(raw_dir, name)) is None:
+      raise errors.UserError(f"no {name} in {os.fspath(raw_dir)!r} (nor .gz, nor right in it); "
+                             "check --raw_dir and --config.baskets")
+    raws.append(readers.file(path))
+  return Source(basket_json.BasketJson(raws), lambda domains: config["datasets"])
+
+
 def _demo(config, raw_dir):
   reader, items, users = demo.generate(**config["generate"])
   return Source(reader, lambda domains: config["datasets"], items, users, repeats=False)
@@ -157,5 +168,5 @@ def check_names(names):
                              "(a domain's value is part of the name)")
 
 
-FORMATS = {"ml1m": _movielens, "table": _table, "sequences": _sequences, "untimed": _untimed,
-           "demo": _demo}
+FORMATS = {"ml1m": _movielens, "table": _table, "sequences": _sequences, "baskets": _baskets,
+           "untimed": _untimed, "demo": _demo}

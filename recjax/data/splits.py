@@ -7,6 +7,7 @@ import numpy as np
 from recjax import errors
 
 ORDERS = ("time", "file")
+UNITS = ("interactions", "baskets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Rule:
   Of the n interactions that a user has left after `keep_last`, the last `test` test, the `val`
   before them validate and all before those train, or only the latest `train` of them. With fewer
   than `min_full` the user gives up validation; with fewer than `min_interactions` the user is too
-  short and gets no split.
+  short and gets no split. With `unit` "baskets" all numbers count baskets.
   """
   domain: str | None = None  # the rows of one domain; None is all of them
   order: str = "time"  # or "file": the rows of the raw file as they stand, whatever their times
@@ -28,12 +29,18 @@ class Rule:
   min_full: int = 0  # 0: as min_interactions
   min_item_interactions: int = 1  # an item with fewer in the domain leaves it, and its rows go
   drop_short: bool = True  # False: too short users still count as users, with no training items
+  unit: str = "interactions"  # or "baskets": what train, val, test and min_... count
   legacy_overlap: bool = False  # users below min_full validate on test[:-1], a leak
   legacy_drop_last_user: bool = False  # leave out the last user, as the survey's release did
 
   def __post_init__(self):
     if self.order not in ORDERS:
       raise errors.UserError(f"split rule: order {self.order!r} is none of {', '.join(ORDERS)}")
+    if self.unit not in UNITS:
+      raise errors.UserError(f"split rule: unit {self.unit!r} is none of {', '.join(UNITS)}")
+    if self.unit == "baskets" and (self.keep_last or self.order != "time"):
+      raise errors.UserError("split rule: baskets are cut in the order of time, and keep_last, "
+                             "which counts interactions, would cut through one")
     if min(self.keep_last, self.train, self.val, self.min_full) < 0 or self.test < 1:
       raise errors.UserError(
         "split rule: keep_last, train, val and min_full are >= 0 and test is >= 1")
@@ -65,6 +72,8 @@ def describe(rule):
   fields = dataclasses.asdict(rule)
   if rule.order == "time":
     del fields["order"]
+  if rule.unit == "interactions":
+    del fields["unit"]
   if not rule.train:
     del fields["train"]
   return fields

@@ -57,6 +57,8 @@ class Stream:
         f"data set {data.name!r} is sharded, and this objective draws negatives that users have "
         "not seen, which needs all interactions on the device; set unseen=False or prepare the "
         "data with --config.shards=0")
+    if "baskets" in columns:
+      data.basket_numbers()  # Says that there are none.
     if "ratings" in columns and data.ratings is None:
       raise errors.UserError(f"data set {data.name!r} has no ratings")
     if batch_size % hosts or len(data.shards) < hosts or held < 1:

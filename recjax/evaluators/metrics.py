@@ -18,6 +18,17 @@ def compute(greater, equal, mask, ks):
   return dict(zip(names(ks), [*values, mrr(greater, equal, mask)], strict=True))
 
 
+def compute_sets(greater, equal, mask, ks):
+  """Returns {"f1@k", "hit@k" for each k}, float64 [n]: of a set to be found whole, as a basket."""
+  values = [metric(greater, equal, mask, k) for metric in (f1, hit) for k in ks]
+  return dict(zip(set_names(ks), values, strict=True))
+
+
+def set_names(ks):
+  """Returns the names of what `compute_sets` returns, in its order."""
+  return [f"{name}@{k}" for name in ("f1", "hit") for k in ks]
+
+
 def names(ks):
   """Returns the names of what `compute` returns, in its order."""
   return [f"{name}@{k}" for name in ("ndcg", "recall") for k in ks] + ["mrr"]
@@ -54,15 +65,28 @@ def recall(greater, equal, mask, k):
   return _ratio(_expected_gain(greater, equal, mask, gains), np.minimum(mask.sum(axis=1), k))
 
 
+def f1(greater, equal, mask, k):
+  """Returns F1@k [n]: 2 hits / (k + positives), of precision hits / k and recall hits / positives.
+  """
+  gains = np.arange(k + 1, dtype=np.float64)
+  return 2 * _expected_gain(greater, equal, mask, gains) / (k + mask.sum(axis=1))
+
+
+def hit(greater, equal, mask, k):
+  """Returns the chance [n] that a positive is among the first k."""
+  best, size, hits = _first_group(greater, equal, mask)
+  left = np.clip(k - best, 0, size)  # places of the group within the first k
+  # None of the m positives among them: prod over i < m of (size - left - i) / (size - i).
+  turn = np.arange(int(hits.max(initial=0)))[None]
+  taken = turn < hits[:, None]
+  missed = np.maximum(size - left, 0)[:, None] - turn
+  odds = np.where(taken, np.maximum(missed, 0) / np.maximum(size[:, None] - turn, 1), 1.0)
+  return np.where(hits > 0, 1 - odds.prod(axis=1), 0.0)
+
+
 def mrr(greater, equal, mask):
   """Returns the reciprocal rank [n] of the first positive."""
-  last = np.iinfo(np.int64).max
-  above = np.where(mask, greater, np.int64(last))
-  best = above.min(axis=1, initial=last)
-  first = mask & (above == best[:, None])  # The positives of the best tie group that holds any.
-  hits = first.sum(axis=1)
-  size = np.where(first, equal, np.int64(0)).max(axis=1, initial=0) + 1
-  best = np.where(hits > 0, best, 0)
+  best, size, hits = _first_group(greater, equal, mask)
   values = np.where(hits > 0, 1 / (best + 1.0), 0.0)  # Right as it stands without ties.
   single = (hits == 1) & (size > 1)
   if single.any():  # The mean of 1 / rank over the group, from harmonic numbers.
@@ -76,6 +100,19 @@ def mrr(greater, equal, mask):
     groups, member = np.unique(groups, axis=0, return_inverse=True)
     values[several] = np.array([_first_hit(*group) for group in groups])[member.reshape(-1)]
   return values
+
+
+def _first_group(greater, equal, mask):
+  """Returns int64 [n] thrice, of the best tie group that holds a positive: candidates above it, its
+  size, and how many positives it holds.
+  """
+  last = np.iinfo(np.int64).max
+  above = np.where(mask, greater, np.int64(last))
+  best = above.min(axis=1, initial=last)
+  first = mask & (above == best[:, None])
+  hits = first.sum(axis=1)
+  size = np.where(first, equal, np.int64(0)).max(axis=1, initial=0) + 1
+  return np.where(hits > 0, best, 0), size, hits
 
 
 def _expected_gain(greater, equal, mask, gains):

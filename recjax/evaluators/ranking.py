@@ -2,6 +2,8 @@
 
     uniform100_global, uniform100_domain, pop100   positives + sampled negatives, see candidates.py
     full   every item of the domain, less the user's train and val items
+    full_repeats   every item of the domain: where choosing again is the rule, as in baskets. It has
+           F1 and hit rate as further metrics and personal frequency as a reference
     survey_caser_legacy   A KNOWN DEFECT, only to reproduce published numbers: uniform100_global,
            where every positive is replaced by another item (see `candidates.item_before`)
 
@@ -24,8 +26,16 @@ from recjax.data import sequences
 from recjax.evaluators import candidates, held_out, metrics, popularity, values
 
 PROTOCOLS = (*candidates.SAMPLED, "full")
+REPEATS = "full_repeats"
+WHOLE = ("full", REPEATS)
 LEGACY = "survey_caser_legacy"  # Never a default: it must be asked for by name.
 CONTEXTS = held_out.CONTEXTS
+
+
+def metric_names(ks):
+  """Returns {protocol: names of its metrics} of those that may decide on a checkpoint."""
+  usual = metrics.names(ks)
+  return {**dict.fromkeys(PROTOCOLS, usual), REPEATS: [*usual, *metrics.set_names(ks)]}
 
 
 class Ranking:
@@ -33,7 +43,7 @@ class Ranking:
 
   def __init__(self, data, *, split="test", contexts=None, protocols=PROTOCOLS,
                ks=(3, 5, 10), num_negatives=100, seed=0, batch_size=256, history_length=100,
-               cache_dir=None, max_users=None, costly=False, put=jnp.asarray):
+               cache_dir=None, max_users=None, costly=False, put=jnp.asarray, baskets=False):
     """Prepares users, positives, negatives and exclusions once.
 
     Args:
@@ -41,7 +51,7 @@ class Ranking:
       split: "val" or "test".
       contexts: what the model sees of a user, "train" or "train+val" (the latter for the test split
         only); all that the split allows by default.
-      protocols: names out of `PROTOCOLS`, or `LEGACY`.
+      protocols: names out of `PROTOCOLS`, `REPEATS` or `LEGACY`.
       ks: cut-offs of NDCG and recall.
       num_negatives: negatives per user in the sampled protocols.
       seed: fixes the negatives and the choice of `max_users`; not the run's seed.
@@ -51,12 +61,13 @@ class Ranking:
       max_users: evaluate a fixed random subset of this size.
       costly: score candidates alone where that is all that the protocols ask for.
       put: places one host array, [batch_size, ...], on the devices.
+      baskets: whether score functions also get the numbers of the histories' baskets.
 
     Raises:
       UserError: an unknown name, a split without users, or a positive that is no candidate.
     """
     contexts = held_out.choose_contexts(split, contexts)
-    held_out.check("protocol", protocols, (*PROTOCOLS, LEGACY))
+    held_out.check("protocol", protocols, (*PROTOCOLS, REPEATS, LEGACY))
     if min(*ks, batch_size, history_length, num_negatives) < 1:
       raise errors.UserError("evaluation: ks, batch_size, history_length and num_negatives must be "
                              f"at least 1, not {(ks, batch_size, history_length, num_negatives)}")
@@ -74,11 +85,13 @@ class Ranking:
       owned = candidates.EVERYTHING if data.held_out is not None else tuple(
         part for part in data.parts if part != "test")
       self._excluded = candidates.distinct_items(data, self.users, owned, without=(split,))
+    elif REPEATS in protocols:
+      self._excluded = np.zeros(0, np.int32), np.zeros(len(self.users) + 1, np.int64)
     self._negatives = {
       name: candidates.load_or_sample(
         data, self.users, split, "uniform100_global" if name == LEGACY else name,
         num_negatives=num_negatives, seed=seed, cache_dir=cache_dir)
-      for name in protocols if name != "full"}
+      for name in protocols if name not in WHOLE}
     self._before = candidates.item_before(data) if LEGACY in protocols else None
     self._in_domain = np.array(data.in_domain)
     self._in_domain[0] = False
@@ -86,14 +99,16 @@ class Ranking:
     self._order = np.argsort(np.diff(self._positives[1]), kind="stable")
     self._spans = {context: held_out.history_span(data, self.users, split, context)
                    for context in self.contexts}
+    self._read = (data.items, *((data.basket_numbers(),) if baskets else ()))
     self._streams = (batch_size * (data.num_items + 1) > catalog.HELD
                      or costly and "full" not in protocols)
     self._score = (None, None)
 
-  def run(self, score_fn, params, *, contexts=None):
+  def run(self, score_fn, params, *, contexts=None, history_length=None):
     """Returns the `Results` of `score_fn(params, users [B], histories [B, T])`, scores [B, N + 1].
 
-    Histories are left-padded with the most recent item last; column 0 of the scores is ignored.
+    Histories are left-padded with the most recent item last, all of them as long as
+    `history_length` says instead of the evaluator's own; column 0 of the scores is ignored.
     `score_fn` is compiled once per function object: pass the same one each time. Batches are filled
     up with user 0 and an empty history. In a large catalog (and where it is costly) it is also
     given `readout`, a function of the `catalog.Scores` [B, 1] (a `jax.tree_util.Partial` of arrays
@@ -111,7 +126,8 @@ class Ranking:
       rows = self._order[low:low + self._batch_size]
       mask, batch = self._batch(rows)
       for context in contexts or self.contexts:
-        counts = self._counts(params, rows, context, batch)
+        histories = self._histories(rows, context, history_length or self._history_length)
+        counts = self._counts(params, batch, histories)
         waiting.append((context, rows, mask, counts))
         if len(waiting) > held_out.IN_FLIGHT:
           self._collect(found, each, *waiting.popleft())
@@ -123,8 +139,11 @@ class Ranking:
 
   def references(self):
     """Returns {"popularity": Results, "chance": Results}, what every table shows beside models."""
-    return {"popularity": popularity.popularity(self, self._data),
-            "chance": popularity.chance(self, self._data)}
+    found = {"popularity": popularity.popularity(self, self._data)}
+    if REPEATS in self.protocols:
+      longest = max(int((end - begin).max()) for begin, end in self._spans.values())
+      found["personal_frequency"] = popularity.personal_frequency(self, self._data, longest)
+    return {**found, "chance": popularity.chance(self, self._data)}
 
   def _batch(self, rows):
     """Returns (mask [n, P] on the host, the arrays of a batch that no context changes)."""
@@ -137,24 +156,26 @@ class Ranking:
       batch["excluded"] = self._rows(_pad(*self._excluded, rows))
     return positives[:len(rows)] > 0, jax.tree.map(self._put, batch)
 
-  def _counts(self, params, rows, context, batch):
+  def _histories(self, rows, context, width):
+    """Returns the arrays [batch_size, width] that a score function reads of users' histories."""
     begin, end = (edge[rows] for edge in self._spans[context])
-    histories = sequences.pad(
-      self._data.items, begin, end, width=self._history_length, align="right")
-    histories = self._put(self._rows(histories))
+    return [self._put(self._rows(sequences.pad(x, begin, end, width=width, align="right")))
+            for x in self._read]
+
+  def _counts(self, params, batch, histories):
     if self._streams:
-      return self._score[1](params, batch, histories)
+      return self._score[1](params, batch, *histories)
     # Two compiled functions on purpose: inside one, a score may be computed twice with different
     # rounding (fused into the gather and into the comparison), and a positive must tie with itself.
-    scores = self._score[1](params, batch["users"], histories)
+    scores = self._score[1](params, batch["users"], *histories)
     shape = (self._batch_size, self._data.num_items + 1)
     if scores.shape != shape:
       raise ValueError(f"score_fn returned scores {scores.shape}, not [B, N + 1] = {shape}")
     return _count(scores, batch, self._in_domain)
 
-  def _stream(self, score_fn, params, batch, histories):
+  def _stream(self, score_fn, params, batch, *histories):
     readout = jax.tree_util.Partial(functools.partial(_stream, self._in_domain), batch)
-    return score_fn(params, batch["users"], histories, readout=readout)
+    return score_fn(params, batch["users"], *histories, readout=readout)
 
   def _collect(self, found, each, context, rows, mask, counts):
     """Fetches one batch's counts; writes metrics of users to `found`, of positives to `each`."""
@@ -168,6 +189,9 @@ class Ranking:
       greater, equal = (count[:len(rows)] for count in counts[name])
       _write(found, (context, name), len(self.users), rows,
              metrics.compute(greater, equal, mask, self.ks))
+      if name == REPEATS:
+        _write(found, (context, name), len(self.users), rows,
+               metrics.compute_sets(greater, equal, mask, self.ks))
       cut = 10 if 10 in self.ks else max(self.ks)
       _write(each, (context, name), len(self._positives[0]), place,
              metrics.per_positive(greater[mask], equal[mask], cut))
@@ -246,6 +270,7 @@ def _tally(batch, found, domain, in_domain):
     others = _compare(mine, found["negatives"][name], ids > 0)
     counts[name] = (rivals[0] + others[0], rivals[1] + others[1] - 1)  # One ties with itself.
   if "excluded" in batch:
+    counts[REPEATS] = domain[0], domain[1] - 1
     ids = batch["excluded"]  # Distinct and free of positives, so each is subtracted once.
     gone = _compare(target, found["excluded"], in_domain[ids])
     counts["full"] = (domain[0] - gone[0], domain[1] - gone[1] - 1)

@@ -39,6 +39,7 @@ import dataclasses
 
 from recjax import errors
 from recjax.models import autoencoder
+from recjax.models import basket_bert
 from recjax.models import bert4rec
 from recjax.models import bert4rec_rating
 from recjax.models import caser
@@ -59,6 +60,7 @@ from recjax.models import tucker
 
 MODELS = {
   "autoencoder": autoencoder.Autoencoder,
+  "basket_bert": basket_bert.BasketBERT,
   "bert4rec": bert4rec.BERT4Rec,
   "bert4rec_rating": bert4rec_rating.BERT4RecRating,
   "caser": caser.Caser,
@@ -81,6 +83,7 @@ MODELS = {
 }
 VARIANTS = {
   "autoencoder": autoencoder.VARIANTS,
+  "basket_bert": basket_bert.VARIANTS,
   "bert4rec": bert4rec.VARIANTS,
   "bert4rec_rating": bert4rec_rating.VARIANTS,
   "caser": caser.VARIANTS,

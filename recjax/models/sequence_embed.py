@@ -67,7 +67,8 @@ class SequenceEmbed(nn.Module):
       return self.item(items), self.item.embedding
     return self.features(items, self.item.embedding, tables, whole=whole, train=train)
 
-  def __call__(self, items, users, tables, *, vectors=None, segments=None, train=False):
+  def __call__(self, items, users, tables, *, vectors=None, segments=None, ages=None,
+               train=False):
     """Returns [B, T, W].
 
     Args:
@@ -77,11 +78,15 @@ class SequenceEmbed(nn.Module):
         of MASK say "unknown", so a masked item does not leak through its attributes.
       vectors: [B, T, width] of the items, where somebody has them already.
       segments: optional int32 [B, T] token types.
+      ages: optional int32 [B, T], which row of the position tables a position reads, counted from
+        the last; by default its column's. Those with the same age are not ordered.
       train: whether dropout is on.
     """
     batch, length = items.shape
     assert length <= self.max_len, f"{length} columns, but position tables have {self.max_len} rows"
     place = jnp.arange(self.max_len - length, self.max_len)
+    if ages is not None:
+      place = jnp.maximum(self.max_len - 1 - ages, 0)
     position = lambda name: getattr(self, f"{name}_pos")(place) if self.places else 0.0
     x = self.vectors(items, tables, whole=False, train=train)[0] if vectors is None else vectors
     if self.scale_items:
@@ -94,7 +99,7 @@ class SequenceEmbed(nn.Module):
       ids = jnp.take(tables[field], items, axis=0)  # [B, T, slots]
       values = getattr(self, field)(ids)
       if self.places:
-        values = values + position(field)[:, None]
+        values = values + position(field)[..., None, :]
       parts.append(values.reshape(batch, length, slots * width))
     if self.user_width:
       user = self.user(users)[:, None] + position("user")

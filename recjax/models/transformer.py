@@ -202,7 +202,7 @@ class SequenceTransformer(nn.Module):
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
-               segments=None, pool=False, train=False):
+               segments=None, ages=None, pool=False, train=False):
     """Returns (scores of ids 0..N, dict of intermediates).
 
     Args:
@@ -214,12 +214,21 @@ class SequenceTransformer(nn.Module):
       candidates: tuple of int32 [S, C or 1, K], ids to score there; None scores all.
       readout: a function of `catalog.Scores` [S, C], whose answer comes back instead.
       segments: optional int32 [B, T] token types.
+      ages: see `sequence_embed.SequenceEmbed`.
       pool: whether the vectors at a run's `positions` are added up and scored as one, C = 1.
       train: whether dropout is on.
 
     Scores have shape [S, C, N + 1], or [B, T, N + 1] without `positions`; with `candidates` they
     are a tuple of [S, C, K].
     """
+    x, table, out = self._encode(items, users, tables, positions, train=train, segments=segments,
+                                 ages=ages)
+    if pool:
+      x = x.sum(1, keepdims=True)
+    return self._score(x, table, tables, candidates, readout, train=train), out
+
+  def _encode(self, items, users, tables, positions, *, train, **kinds):
+    """Returns ([S, C, W] or, without `positions`, [B, T, W]; the item table; intermediates)."""
     common = dict(initializer=self.initializer, dtype=jnp.dtype(self.dtype))
     embed = sequence_embed.SequenceEmbed(
       num_items=self.num_items, num_users=self.num_users, max_len=self.max_len,
@@ -232,7 +241,7 @@ class SequenceTransformer(nn.Module):
       attention_dropout=self.dropout, hidden_dropout=self.dropout * self.hidden_dropout,
       output_dropout=self.dropout * self.output_dropout, **common)
     vectors, table = embed.vectors(items, tables, whole=self.output != "untied", train=train)
-    x = embed(items, users, tables, vectors=vectors, segments=segments, train=train)
+    x = embed(items, users, tables, vectors=vectors, train=train, **kinds)
     out = {"embedded": x}
     patch = patches.Patch(
       self.patch, patches.size(self.patch, self.patch_width, x.shape[-1]), self.patch_scale)
@@ -249,10 +258,14 @@ class SequenceTransformer(nn.Module):
       out["encoded"] = x
       if positions is not None:
         x = layers.select(x, positions)
+    return x, table, out
+
+  def _score(self, x, table, tables, candidates, readout, *, train):
+    barred = tables.get("item/barred") if train and not self.labels else None
     return layers.score_items(
-      x.sum(1, keepdims=True) if pool else x, table, output=self.output, num_items=self.num_items,
-      labels=self.labels, candidates=candidates, readout=readout, **common,
-      barred=tables.get("item/barred") if train and not self.labels else None), out
+      x, table, output=self.output, num_items=self.num_items, labels=self.labels,
+      candidates=candidates, readout=readout, initializer=self.initializer,
+      dtype=jnp.dtype(self.dtype), barred=barred)
 
   def _in_columns(self):
     fits = self.patch not in patches.ROWS_ONLY

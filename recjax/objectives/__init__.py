@@ -12,7 +12,8 @@ defaults:
     min_length     users with fewer training items are left out
     extra_columns  columns of a sampled window beyond the model's positions
     slide          True: an epoch visits every window of every user, not one of each
-    columns        what `batches.resident` adds: "ratings", "seen", "global", "targets"
+    columns        what `batches.resident` adds: "ratings", "baskets", "seen", "global", "targets";
+                   with "baskets" `predict` gets those of the histories, too
     profile        None, or which label of users is learned, as `data.profiles.labels` takes it
     popularity     None, or the power of an item's count that `batches.resident` adds draws for
     prepare(rng, batch, resident)            -> inputs, [B, ...] each
@@ -43,6 +44,7 @@ import functools
 import inspect
 
 from recjax import errors
+from recjax.objectives import baskets
 from recjax.objectives import candidate_softmax
 from recjax.objectives import contrast
 from recjax.objectives import cross_pair
@@ -63,6 +65,7 @@ from recjax.objectives import user_task
 
 OBJECTIVES = {
   "autoencode": rating.Autoencode,
+  "basket_items": baskets.BasketItems,
   "candidate_softmax": candidate_softmax.CandidateSoftmax,
   "contrast": contrast.Contrast,
   "edge_sampling": edge_sampling.EdgeSampling,
@@ -71,7 +74,9 @@ OBJECTIVES = {
   "masked_rating": rating.MaskedRating,
   "masked_item": masked_item.MaskedItem,
   "masked_window": masked_window.MaskedWindow,
+  "masked_basket": baskets.MaskedBasket,
   "mix": mix.Mix,
+  "next_basket": baskets.NextBasket,
   "next_item": next_item.NextItem,
   "next_window": next_window.NextWindow,
   "causal_next_item": next_item.CausalNextItem,

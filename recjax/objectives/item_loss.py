@@ -11,6 +11,7 @@ from recjax.objectives import objective
 
 CRITERIA = ("softmax", "bce", "gbce", "bpr", "sampled_softmax")
 SHARED = ("position", "row", "batch")
+COLUMNS = ("items", "labels", "segments", "ages")  # inputs [B, T]
 PROPOSALS = ("uniform", "popularity", "in_batch")
 
 
@@ -43,7 +44,7 @@ class ItemLoss(objective.Objective):
   unseen: bool = False  # only items that the user has not trained on, each position its own
   proposal: str = "uniform"  # uniform, popularity or in_batch
   power: float = 0.75  # of popularity
-  model_inputs = ("items", "users")
+  model_inputs = ("items", "users", "segments", "ages")  # of those, what is there
 
   def __post_init__(self):
     errors.choose(dict.fromkeys(CRITERIA), self.criterion, "config.objective: criterion")
@@ -123,7 +124,7 @@ class ItemLoss(objective.Objective):
 
   def trim(self, inputs, columns):
     """Returns `inputs` without all but the last columns of [B, T] and [B, T, K]."""
-    last = lambda name, x: x[:, -columns:] if name in ("items", "labels") or x.ndim == 3 else x
+    last = lambda name, x: x[:, -columns:] if name in COLUMNS or x.ndim == 3 else x
     return {name: last(name, x) for name, x in inputs.items()}
 
   def loss(self, apply_fn, params, inputs, *, shards, capacity, rng):
@@ -142,7 +143,7 @@ class ItemLoss(objective.Objective):
       shards, capacity = rows, min(columns, capacity)  # a run shares its negatives
     positions, labels, weights, dropped = losses.labeled_positions(
       inputs["labels"], shards=shards, capacity=capacity)
-    seen = {name: inputs[name] for name in self.model_inputs}
+    seen = {name: inputs[name] for name in self.model_inputs if name in inputs}
     if self.criterion == "softmax":
       picked, partition = apply_fn(params, seen, rng, positions=positions,
                                    readout=lambda scores: scores.against_all(labels))
