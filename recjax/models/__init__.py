@@ -92,7 +92,9 @@ def make(name, *, variant, field_rows, fields=(), facts=None, num_items=None, nu
   """
   variants = errors.choose(VARIANTS, name, "model.name")
   values = dict(errors.choose(variants, variant, "model.variant"))
-  values.update({key: value for key, value in overrides.items() if value is not None})
+  # A config that was stored has lists for tuples, which could not be hashed.
+  values.update({key: tuple(value) if isinstance(value, list) else value
+                 for key, value in overrides.items() if value is not None})
   for field, *_ in fields:
     if not field.isidentifier() or field in RESERVED:
       raise errors.UserError(f"model.fields: {field!r} cannot name a table; rename the attribute")
