@@ -91,7 +91,7 @@ def test_tucker_keeps_running_statistics(tmp_path):
   again = evaluate.evaluate(workdir, step=found["run"]["best_step"])
   assert again["test"] == found["test"]
   with pytest.raises(errors.UserError, match="predicts links; it does not rank items"):
-    recommend.Recommender(workdir, max_batch=1)
+    recommend.Recommender(workdir)
 
 
 def test_export_by_external_id(transe, tmp_path):
