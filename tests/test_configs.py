@@ -106,7 +106,7 @@ def test_takes_a_step(path, demo_data, tmp_path):
   layers = "num_layers" in {f.name for f in dataclasses.fields(models.MODELS[config.model.name])}
   config = spec.override(config, {
     "data_dir": str(tiny_graph.root() / "data") if of_graph else demo_data,
-    "dataset": "ring" if of_graph else "demo_tgt", "batch_size": 64, "micro_batch": None,
+    "dataset": "line" if of_graph else "demo_tgt", "batch_size": 64, "micro_batch": None,
     "total_epochs": None, "total_steps": 2, "eval.max_users": 32,
     "eval.protocols": (protocol,), "log.tensorboard": False,
     **({"model.num_layers": 1} if layers else {}),

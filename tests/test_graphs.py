@@ -112,14 +112,14 @@ def test_mistakes_name_the_line(tmp_path, text, message):
 
 
 def test_damage_is_noticed(tmp_path):
-  graphs.save(tmp_path / "ring", tiny_graph.make())
-  np.save(tmp_path / "ring/triples.npy", np.full((4, 3), 99, np.int32))
+  graphs.save(tmp_path / "line", tiny_graph.make())
+  np.save(tmp_path / "line/triples.npy", np.full((4, 3), 99, np.int32))
   with pytest.raises(errors.UserError, match="the arrays do not fit together"):
-    kinds.load(tmp_path, "ring")
-  manifest = tmp_path / "ring/manifest.json"
+    kinds.load(tmp_path, "line")
+  manifest = tmp_path / "line/manifest.json"
   manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "kind": "text"}))
   with pytest.raises(errors.UserError, match="'text'; there are sequences, graph"):
-    kinds.load(tmp_path, "ring")
+    kinds.load(tmp_path, "line")
 
 
 def test_queries_against_dicts():

@@ -86,8 +86,8 @@ def test_extra_rules_come_first():
   config = _config(rules=(("embed/.*", {"lr_scale": 2.0}),))
   plan = optim.plan(config, PARAMS, extra_rules=(("embed/user", {"freeze": True}),))
   assert plan == {
-    "embed/user": {"freeze": True, "lr_scale": 1.0, "weight_decay": None},
-    "embed/item": {"freeze": False, "lr_scale": 2.0, "weight_decay": None},
+    "embed/user": {**optim.OPTIONS, "freeze": True},
+    "embed/item": {**optim.OPTIONS, "lr_scale": 2.0},
     "head/kernel": optim.OPTIONS, "head/bias": optim.OPTIONS}
 
 

@@ -1,4 +1,4 @@
-"""A prepared graph so small that a run takes seconds: numbers on a ring, and how far they step."""
+"""A prepared graph so small that a run takes seconds: numbers on a line, and how far they step."""
 
 import functools
 
@@ -11,18 +11,17 @@ from recjax.data import graphs
 ENTITIES, STEPS = 40, (1, 3, 7)
 
 
-def make(*, held_out=12, seed=0, reverse=False, name="ring"):
-  """Returns a Graph of all (i, "plus s", i + s) modulo ENTITIES; `reverse` numbers backwards."""
-  rng = np.random.default_rng(seed)
-  triples = np.array([(i, r, (i + s) % ENTITIES) for i in range(ENTITIES)
-                      for r, s in enumerate(STEPS)])[rng.permutation(ENTITIES * len(STEPS))]
+def make(*, held_out=12, seed=0, reverse=False, name="line"):
+  """Returns a Graph of all (i, "plus s", i + s) below ENTITIES; `reverse` numbers backwards."""
+  triples = np.array([(i, r, i + s) for r, s in enumerate(STEPS) for i in range(ENTITIES - s)])
+  triples = triples[np.random.default_rng(seed).permutation(len(triples))]
   ids = np.array([b"n%02d" % i for i in range(ENTITIES)])
   relations = np.array([b"plus %d" % s for s in STEPS])
   if reverse:
     ids, relations = ids[::-1], relations[::-1]
     triples = np.array([ENTITIES, len(STEPS), ENTITIES]) - 1 - triples
   train = len(triples) - 2 * held_out
-  manifest = dict(name=name, title="ring", generated=True, raw_sha256="0" * 64, symmetric=False,
+  manifest = dict(name=name, title="line", generated=True, raw_sha256="0" * 64, symmetric=False,
                   entities=ENTITIES, relations=len(STEPS), triples=len(triples), train=train,
                   val=held_out, test=held_out, split={})
   return graphs.Graph(manifest, ids, relations, triples.astype(np.int32),
@@ -32,9 +31,9 @@ def make(*, held_out=12, seed=0, reverse=False, name="ring"):
 
 @functools.cache
 def root():
-  """Returns a folder of this test process with the graphs `ring` and `gnir` in `data`."""
+  """Returns a folder of this test process with the graphs `line` and `enil` in `data`."""
   folder = tiny.root() / "graphs"
-  for name, reverse in (("ring", False), ("gnir", True)):
+  for name, reverse in (("line", False), ("enil", True)):
     graphs.save(folder / "data" / name, make(reverse=reverse, name=name))
   return folder
 
@@ -42,7 +41,7 @@ def root():
 def config(model="transe", **fields):
   """Returns the config of a run of 12 steps; `fields` as "a.b": value."""
   config = kge.get_config(model)
-  config.data_dir, config.dataset = str(root() / "data"), "ring"
+  config.data_dir, config.dataset = str(root() / "data"), "line"
   config.batch_size, config.micro_batch = 32, 8
   config.total_epochs, config.total_steps = None, 12
   config.model.width = 8

@@ -128,7 +128,8 @@ def make(name, *, variant, field_rows, fields=(), features=(), feature_sizes=Non
   """
   variants = errors.choose(VARIANTS, name, "model.name")
   values = dict(errors.choose(variants, variant, "model.variant"))
-  values.update({key: tuple(value) if isinstance(value, list) else value  # of a stored config
+  # A config that was stored has lists for tuples, which could not be hashed.
+  values.update({key: tuple(value) if isinstance(value, list) else value
                  for key, value in overrides.items() if value is not None})
   for field, *_ in fields:
     if not field.isidentifier() or field in RESERVED:
