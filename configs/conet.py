@@ -1,8 +1,8 @@
 """Shallow transfer between two domains with shared users: MLP, MLP++, CoNet (Hu et al. 2018).
 
-`model=mlp` is the paper's base network on one domain: vectors of 32, a tower 64, 32, 16, 8, all
-started N(0, 0.01), one unseen negative an interaction, Adam 1e-3, batches of 128, 50 epochs,
-gradients clipped. Its users carry over to the other domain:
+`model=mlp` is the paper's base network on one domain: vectors of 32, a tower 64, 32, 16, 8, weights
+started N(0, 0.01), one unseen negative an interaction, Adam 1e-3, batches of 128, 50 epochs and
+clipped gradients. Its users carry over to the other domain:
 
     python -m recjax.prepare --config=configs/data/food_kitchen.py --raw_dir=RAW --data_dir=DATA
     python -m recjax.train --config=configs/conet.py:model=mlp,domain=src --workdir=runs/kitchen \\

@@ -42,7 +42,7 @@ def test_baskets_are_runs_of_equal_marks_within_a_user():
 
 
 def _write(folder, history, future):
-  for name, baskets in (("history", history), ("future", future)):
+  for name, rows in (("history", history), ("future", future)):
     with gzip.open(folder / f"tafeng_{name}.json.gz", "wt") as stream:
       json.dump({user: [[-1], *rows, [-1]] for user, rows in baskets.items()}, stream)
 

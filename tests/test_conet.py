@@ -133,11 +133,12 @@ def _prepared(seed=0, **fields):
 
 def test_a_batch_has_an_item_and_negatives_of_each_domain():
   (here, there), _, batch, inputs = _prepared()
+  inputs = jax.tree.map(np.asarray, inputs)
   owned = {name: {u: set(data.items[slice(*(e[u] for e in data.span("train")))].tolist())
                   for u in range(U + 1)} for name, data in (("here", here), ("there", there))}
   seen = set()
   for row, user in enumerate(batch["users"]):
-    item, other = (int(inputs[k][row]) for k in ("labels", "companions"))
+    item, other = int(inputs["labels"][row, 0]), int(inputs["companions"][row])
     if user in (0, 3):  # nobody, and who has nothing there
       assert other == 0 and int(inputs["there"]["labels"][row, 0]) == 0
       continue
@@ -154,8 +155,12 @@ def test_a_batch_has_an_item_and_negatives_of_each_domain():
 def test_the_loss_is_that_of_both_domains_and_of_the_penalty():
   _, objective, batch, inputs = _prepared()
   apply_fn = step_lib.make_apply(_model(), TABLES)
-  where = dict(shards=1, capacity=len(batch["users"]), rng=None)
-  total, weight, _ = objective.loss(apply_fn, _params(), inputs, **where)
+  sparse = objectives.make("cross_pair", num_items=N, known=("cross_pair",),
+                           cross_pair=dict(sparsity=0.5))
+  (total, weight, _), (more, _, _) = jax.jit(lambda params, inputs: [
+    o.loss(apply_fn, params, inputs, shards=1, capacity=len(batch["users"]), rng=None)
+    for o in (objective, sparse)])(_params(), inputs)
+  inputs = jax.tree.map(np.asarray, inputs)
   p, want = _params(), 0.0
   softplus = lambda x: np.log1p(np.exp(x))
   for part, other, there in ((inputs, "companions", False), (inputs["there"], "companions", True)):
@@ -166,9 +171,6 @@ def test_the_loss_is_that_of_both_domains_and_of_the_penalty():
                   for i in (label, part["negatives"][row, 0, 0])]
         want += (softplus(-scores[0]) + softplus(scores[1])) / 2
   assert weight == 24 and total == pytest.approx(want, rel=1e-4)
-  sparse = objectives.make("cross_pair", num_items=N, known=("cross_pair",),
-                           cross_pair=dict(sparsity=0.5))
-  more, _, _ = sparse.loss(apply_fn, _params(), inputs, **where)
   norm = sum(np.abs(x).sum() for x in p["cross"].values())
   assert more - total == pytest.approx(0.5 * 24 * norm, rel=1e-3)
 
@@ -200,15 +202,17 @@ def _data_dir():
 
 def _config(**fields):
   config = tiny.config("tgt", **{
-    "data_dir": _data_dir(), "objective.name": "cross_pair", "batch_size": 32, "micro_batch": 4,
+    "data_dir": _data_dir(), "objective.name": "cross_pair", "batch_size": 32, "micro_batch": None,
+    "num_devices": 1,
     "total_steps": 4, "eval.every_steps": 4, "eval.contexts": ("train",), "optim.lr": 0.01,
     "eval.protocols": ("uniform100_domain",), "eval.metric": "uniform100_domain/mrr"})
   config.model = dict(name="conet", variant="conet", other="beside", factors=2, num_layers=2,
-                      dtype="float32", fields=())
+                      initializer="he", dtype="float32", fields=())
   config.objective.cross_pair = dict(sparsity=0.01)
   return config
 
 
+@pytest.mark.slow  # tests/test_configs.py takes a step, too
 def test_a_run_learns_both_domains(tmp_path):
   report = train.train_and_evaluate(_config(), tmp_path / "run")
   assert report["run"]["steps"] == 4

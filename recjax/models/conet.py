@@ -97,7 +97,7 @@ class CoNet(pairwise.PairModel, nn.Module):
     cross = cast(Cross(widths, self.initializer, name="cross")()) if self.cross else None
     person = pairwise.of_users(table["user"], users)
     if companions is None:
-      companions = tables["companion"][users]
+      companions = jnp.take(tables["companion"], users, axis=0)
     beside = jnp.take(table["item"], companions, axis=0) * (companions > 0)[:, None]
     beside = jnp.concatenate([person, beside.astype(person.dtype)], -1)  # c_0, [B, widths[0]]
 

@@ -100,8 +100,9 @@ class Affine(nn.Module):
   """The kernel [inputs, outputs] and bias [outputs] of a dense layer.
 
   "he" starts as the code of He et al. 2017: hidden kernels U(-b, b) with b^2 = 6 / (inputs +
-  outputs), that of the output with b^2 = 3 / inputs, biases 0. "small" is N(0, 0.01) for all of
-  them (Hu et al. 2018).
+  outputs), that of the output with b^2 = 3 / inputs. "small" is N(0, 0.01) (Hu et al. 2018).
+  Biases start at 0 in either: beside such small kernels random ones decide which units ever live,
+  and with all eight of a layer below 0 nothing is learned.
   """
   inputs: int
   outputs: int
@@ -111,9 +112,8 @@ class Affine(nn.Module):
   @nn.compact
   def __call__(self):
     kernel = kernel_init(self.initializer, is_output=self.is_output)
-    bias = kernel if self.initializer == "small" else nn.initializers.zeros_init()
     return (self.param("kernel", kernel, (self.inputs, self.outputs)),
-            self.param("bias", bias, (self.outputs,)))
+            self.param("bias", nn.initializers.zeros_init(), (self.outputs,)))
 
 
 def kernel_init(initializer, *, is_output=False):
