@@ -63,7 +63,7 @@ def get_config():
     every_steps=config_dict.placeholder(int), every_epochs=config_dict.placeholder(float))
 
   config.transfer = dict(
-    checkpoint="",  # workdir of the source run; empty: nothing is transferred
+    checkpoint="",  # workdir of the source run (or several, with commas); empty: no transfer
     step=config_dict.placeholder(int),  # None: the source's best
     mode="none",  # none, embedding, model, or rules
     rules=(),  # ((target regex, source template or None), ...) with mode="rules"

@@ -64,7 +64,7 @@ def comparable(tree, prefix=""):
     if isinstance(value, dict):
       out |= comparable(value, f"{name}.")
     elif name == "transfer.checkpoint":
-      out[name] = "/".join(pathlib.PurePath(value).parts[-2:])
+      out[name] = ",".join("/".join(pathlib.PurePath(run).parts[-2:]) for run in value.split(","))
     else:
       out[name] = value
   return out

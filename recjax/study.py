@@ -127,8 +127,7 @@ def _run_together(jobs, together, names):
 
 def _run_one(job, states, train, where):
   state = {"name": job.name, "seed": job.seed, "wall_s": None}
-  if job.source and states[job.source]["state"] != "done":
-    name, seed = job.source
+  for name, seed in (key for key in job.sources if states[key]["state"] != "done"):
     return state | {"state": "blocked", "error": f"{name} seed {seed} is not done"}
   if job.is_complete():
     wall_s = report_lib.read_json(job.folder / "report.json").get("speed", {}).get("wall_s")

@@ -36,7 +36,7 @@ class Cohorts:
     """
     first, size = waiting[0], self._sizes[waiting[0].name]
     ready = lambda job: not job.is_complete() and (
-      not job.source or self._jobs[job.source].is_complete())
+      all(self._jobs[key].is_complete() for key in job.sources))
     if size == 1 or not ready(first):
       return [first]
     kind = self._kinds[first.key]

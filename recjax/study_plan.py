@@ -10,10 +10,11 @@ A study is a ConfigDict:
     runs         {name: run}, where a run has
                    config        "configs/FILE.py:arg", found from here or beside the package
                    overrides     ((dotted field, value), ...), after the study's
-                   source        run that it transfers from, which becomes transfer.checkpoint
+                   source        run that it transfers from (or several, with commas), which
+                                 becomes transfer.checkpoint
                    mode          transfer.mode, where there is a source
                    seeds         instead of the study's
-                   source_seeds  seeds of the source, one per seed of this run (default: the same)
+                   source_seeds  seeds of the sources, one per seed of this run (default: the same)
                    cohort_size   instead of the study's
     rows         ((label, run name), ...): the rows of the tables, in order
     baseline     the run that the other rows are compared with, one of the rows
@@ -59,12 +60,12 @@ _PRINTED = re.compile(r"\d[\d,]*(\.\d+)?[kM]?")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One run to be trained: its folder and config, and the key of the job it transfers from."""
+  """One run to be trained: its folder and config, and the keys of the jobs it transfers from."""
   name: str
   seed: int
   folder: pathlib.Path
   config: object
-  source: tuple | None
+  sources: tuple
 
   @property
   def key(self):
@@ -117,7 +118,7 @@ def ordered(config):
     if name in path:
       raise errors.UserError(f"runs transfer in a circle: {' <- '.join([*path, name])}")
     path.append(name)
-    if source := config.runs[name].get("source"):
+    for source in _sources(config.runs[name]):
       visit(source)
     path.pop()
     order.append(name)
@@ -135,7 +136,7 @@ def plan(config, workdir):
              for name in ordered(config) if seed in _seeds(config, name)]
   jobs, keys = [], set()
   while waiting:  # With source_seeds, the source may have a later seed than the run.
-    job = next(job for job in waiting if job.source is None or job.source in keys)
+    job = next(job for job in waiting if keys.issuperset(job.sources))
     waiting.remove(job)
     jobs.append(job)
     keys.add(job.key)
@@ -147,8 +148,8 @@ def selected(jobs, only):
   _among("--only", only, [job.name for job in jobs])
   keep = {job.key for job in jobs if not only or job.name in only}
   for job in reversed(jobs):  # Sources come before what needs them, so one pass backwards will do.
-    if job.key in keep and job.source:
-      keep.add(job.source)
+    if job.key in keep:
+      keep.update(job.sources)
   return [job for job in jobs if job.key in keep]
 
 
@@ -214,10 +215,11 @@ def _check_run(name, run, config):
                            f"(source={source!r}, mode={mode!r})")
   if source:
     seeds, source_seeds = _seeds(config, name), _source_seeds(config, name)
-    _among(f"source of {where}", [source], config.runs)
+    _among(f"source of {where}", _sources(run), config.runs)
     if len(source_seeds) != len(seeds):
       raise errors.UserError(f"{where}: source_seeds {source_seeds} must be one each for {seeds}")
-    _among(f"source_seeds of {where}", source_seeds, _seeds(config, source))
+    for source in _sources(run):
+      _among(f"source_seeds of {where}", source_seeds, _seeds(config, source))
 
 
 def _check_pairs(where, pairs, shown):
@@ -257,27 +259,32 @@ def _seeds(config, name):
   return tuple(config.runs[name].get("seeds") or config.seeds)
 
 
+def _sources(run):
+  return tuple(run["source"].split(",")) if run.get("source") else ()
+
+
 def _source_seeds(config, name):
   return tuple(config.runs[name].get("source_seeds") or _seeds(config, name))
 
 
 def _job(config, workdir, name, seed):
-  run, source = config.runs[name], None
+  run, sources = config.runs[name], ()
   folder = lambda name, seed: workdir / "runs" / name / f"seed{seed}"
   try:
     values = {"seed": seed, "data_dir": os.fspath(config.data_dir),
               **dict(config.get("overrides") or ()), **dict(run.get("overrides") or ())}
     if run.get("source"):
       index = _seeds(config, name).index(seed)
-      source = run.source, _source_seeds(config, name)[index]
-      values |= {"transfer.mode": run.mode, "transfer.checkpoint": str(folder(*source))}
+      sources = tuple((source, _source_seeds(config, name)[index]) for source in _sources(run))
+      values |= {"transfer.mode": run.mode,
+                 "transfer.checkpoint": ",".join(str(folder(*source)) for source in sources)}
     run_config = spec.override(spec.load_config(_resolve(run.config)), values)
   except errors.UserError as error:
     raise errors.UserError(f"run {name!r}: {error}") from error
   except Exception as error:  # A config file is code and may raise anything.
     raise errors.UserError(
       f"run {name!r}: config {run.config} fails: {type(error).__name__}: {error}") from error
-  return Job(name, seed, folder(name, seed), run_config, source)
+  return Job(name, seed, folder(name, seed), run_config, sources)
 
 
 def _resolve(config_spec):

@@ -295,16 +295,24 @@ def transfer_from(config, params, exp, trainable):
     rules = tuple(config.rules)
   elif (rules := exp.model.transfer_rules(config.mode)) is None:
     raise errors.UserError(
-      f"transfer.mode is {config.mode!r}; there are none, embedding, model and rules")
+      f"transfer.mode is {config.mode!r}; there are none, embedding, model and rules "
+      "(and fusion for neumf)")
   if config.mode != "none" and not rules:
     raise errors.UserError(f"transfer.mode={config.mode} has nothing to carry: the model has no "
                            "user embedding and no attributes, or transfer.rules is empty")
-  reader = checkpoint.Reader(config.checkpoint, config.step)
-  plan = transfer.make_plan(
-    params, reader.shapes(), rules, row_tables=exp.model.row_tables(), target_rows=exp.rows(),
-    source_rows=reader.rows())
-  merged = transfer.merge(plan, params, reader.params(transfer.sources(plan)))
-  report = {"source": config.checkpoint, "source_step": reader.step, "mode": config.mode,
+  names = config.checkpoint.split(",")
+  transfer.check_sources(rules, len(names))
+  merged, plans, steps = params, [], []
+  for run, name in enumerate(names):
+    reader = checkpoint.Reader(name, config.step)
+    plans.append(transfer.make_plan(
+      params, reader.shapes(), rules, row_tables=exp.model.row_tables(), target_rows=exp.rows(),
+      source_rows=reader.rows(), run=run))
+    merged = transfer.merge(plans[-1], merged, reader.params(transfer.sources(plans[-1])))
+    steps.append(reader.step)
+  plan = transfer.join(plans)
+  report = {"source": config.checkpoint, "source_step": steps[0] if len(steps) == 1 else steps,
+            "mode": config.mode,
             "leaves": [dict(entry.describe(), trainable=trainable[entry.target]) for entry in plan],
             "table": transfer.describe(plan, trainable)}
   return merged, report

@@ -4,6 +4,10 @@ Rules are (target regex, source) pairs over leaf names; the first full match dec
 template of the source leaf's name (backreferences as in re.Match.expand), or None for a fresh
 start; leaves that no rule matches start fresh. Rows of tables (users, items, attributes) are
 matched by external name, never by number.
+
+A third entry of a rule, a dict, may set
+    source  which of several source runs the leaf comes from, counted from 0 (the default)
+    scale   what the values are multiplied with
 """
 
 import dataclasses
@@ -24,17 +28,24 @@ class Entry:
   vocabulary: str | None = None  # of its rows, where they are matched by name
   axis: int = 0
   rows: np.ndarray | None = None  # int64 [rows]: source row of every target row, -1: fresh
+  run: int = 0  # which source run
+  scale: float = 1.0
 
   def describe(self):
     """Returns a JSON-able record."""
     record = {"target": self.target, "source": self.source or "fresh", "shape": list(self.shape)}
+    if self.run:
+      record["run"] = self.run
+    if self.scale != 1:
+      record["scale"] = self.scale
     if self.rows is not None:
       record["rows"] = {"vocabulary": self.vocabulary, "of": len(self.rows),
                         "matched": int(np.sum(self.rows >= 0))}
     return record
 
 
-def make_plan(target_shapes, source_shapes, rules, *, row_tables, target_rows, source_rows):
+def make_plan(target_shapes, source_shapes, rules, *, row_tables, target_rows, source_rows,
+              run=0):
   """Returns [Entry] for every target leaf, in its order.
 
   Args:
@@ -44,17 +55,22 @@ def make_plan(target_shapes, source_shapes, rules, *, row_tables, target_rows, s
     row_tables: {target leaf: (vocabulary, axis)}.
     target_rows: {vocabulary: Rows} of the target.
     source_rows: {vocabulary: Rows} of the source; rows it never trained match nothing.
+    run: which of several sources this is; leaves that rules take from others start fresh here.
 
   Raises:
     UserError: a rule that decides no leaf, a source leaf that does not exist, a shape mismatch, or
       a table none of whose rows is known by name.
   """
-  matched, _ = trees.match(target_shapes, rules, what="transfer rule")
+  matched, _ = trees.match(target_shapes, [(rule[0], rule) for rule in rules],
+                           what="transfer rule")
   target = trees.flatten(target_shapes)
   plan, problems = [], []
   for leaf, array in target.items():
-    template, found = matched.get(leaf, (None, None))
-    source = None if template is None else _expand(found, template)
+    rule, found = matched.get(leaf, ((leaf, None), None))
+    template, options = rule[1], _options(rule)
+    source = None
+    if template is not None and options["source"] == run:
+      source = _expand(found, template)
     if source is None:
       plan.append(Entry(leaf, None, tuple(array.shape)))
       continue
@@ -76,7 +92,8 @@ def make_plan(target_shapes, source_shapes, rules, *, row_tables, target_rows, s
     if rows is not None and not np.any(rows >= 0):  # Would pass for a transfer and carry nothing.
       problems.append(f"{leaf}: no {vocabulary} of the source has an external id known here")
       continue
-    plan.append(Entry(leaf, source, tuple(array.shape), vocabulary, axis, rows))
+    plan.append(Entry(leaf, source, tuple(array.shape), vocabulary, axis, rows, run,
+                      options["scale"]))
   if problems:
     wanted = [e.source for e in plan if e.source]
     raise errors.UserError(
@@ -84,6 +101,20 @@ def make_plan(target_shapes, source_shapes, rules, *, row_tables, target_rows, s
       f"{trees.describe_difference(list(target), list(source_shapes))}. "
       f"Fitting: {', '.join(wanted) or 'none'}")
   return plan
+
+
+def check_sources(rules, count):
+  """Raises UserError for a rule that takes leaves from a run beyond the `count` sources."""
+  for rule in rules:
+    if not 0 <= (run := _options(rule)["source"]) < count:
+      raise errors.UserError(f"transfer rule {rule[0]!r} takes from source {run}, counted from 0, "
+                             f"but transfer.checkpoint names {count}, separated by commas")
+
+
+def join(plans):
+  """Returns one plan of several with the same leaves: of each the entry that has a source."""
+  return [next((entry for entry in entries if entry.source), entries[0])
+          for entries in zip(*plans, strict=True)]
 
 
 def match_rows(target_names, source):
@@ -120,6 +151,8 @@ def merge(plan, fresh, source):
     if entry.source is None:
       return np.asarray(start)
     theirs = np.asarray(source[entry.source])
+    if entry.scale != 1:
+      theirs = theirs * np.asarray(entry.scale, theirs.dtype)
     if entry.rows is None:
       return theirs.astype(start.dtype)
     out = np.moveaxis(np.array(start), entry.axis, 0)
@@ -139,9 +172,19 @@ def describe(plan, trainable):
     if entry.rows is not None:
       rows = f" ({int(np.sum(entry.rows >= 0)):,} of {len(entry.rows):,} {entry.vocabulary} rows)"
     origin = "fresh" if entry.source is None else f"<- {entry.source}"
+    origin += f" of source {entry.run}" * bool(entry.run)
+    origin += f" x {entry.scale:g}" * (entry.scale != 1)
     lines.append(f"{entry.target:<{width}}  {shape:>12}  {origin}{rows}"
                  f"{'' if trainable[entry.target] else ', frozen'}")
   return "\n".join(lines)
+
+
+def _options(rule):
+  given = dict(rule[2]) if len(rule) > 2 else {}
+  if unknown := set(given) - {"source", "scale"}:
+    raise errors.UserError(f"transfer rule {rule[0]!r} sets unknown options {sorted(unknown)}; "
+                           "there are source and scale")
+  return {"source": 0, "scale": 1.0, **given}
 
 
 def _expand(found, template):

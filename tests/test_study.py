@@ -174,6 +174,17 @@ def test_one_pretraining_can_serve_all_seeds(tmp_path):
     str(tmp_path / "w/runs/z_source/seed7")}
 
 
+def test_a_run_can_transfer_from_several(tmp_path):
+  config = fake_runs.make_study(tmp_path)
+  config.runs.model.source = "z_source,a_source"
+  calls = []
+  assert run(config, tmp_path, calls=calls)["finished"]
+  assert [c.transfer.checkpoint for c in calls if name_of(c) == "model"][0] == ",".join(
+    str(tmp_path / f"w/runs/{name}/seed0") for name in ("z_source", "a_source"))
+  names = [(name_of(c), c.seed) for c in calls]
+  assert names.index(("model", 0)) > max(names.index(("z_source", 0)), names.index(("a_source", 0)))
+
+
 def change(path, value):
   return lambda config: spec.override(config, {path: value})
 

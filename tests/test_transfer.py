@@ -21,9 +21,9 @@ def _rows(names, trained=None):
     names=names, trained=np.ones(len(names), bool) if trained is None else np.array(trained))
 
 
-def _plan(target, source, rules, *, row_tables=None, target_rows=None, source_rows=None):
+def _plan(target, source, rules, *, row_tables=None, target_rows=None, source_rows=None, run=0):
   return transfer.make_plan(target, trees.flatten(source), rules, row_tables=row_tables or {},
-                            target_rows=target_rows or {}, source_rows=source_rows or {})
+                            target_rows=target_rows or {}, source_rows=source_rows or {}, run=run)
 
 
 def _move(target, source, rules, **kw):
@@ -69,6 +69,26 @@ def test_a_fresh_start_is_not_written_to():
   _move(TARGET, SOURCE, (("a", "a"),), row_tables={"a": ("item", 0)}, target_rows=rows,
         source_rows=rows)
   assert (TARGET["a"] == 0).all()
+
+
+def test_a_rule_can_scale_and_take_from_another_source():
+  rules = (("a", "a"), ("b/c", "b/d", {"source": 1, "scale": 0.5}), ("b/d", "b/d", {"scale": 2.0}))
+  sources, merged, plans = (SOURCE, jax.tree.map(lambda x: 10 * x, SOURCE)), TARGET, []
+  for run, source in enumerate(sources):
+    plans.append(_plan(TARGET, source, rules, run=run))
+    merged = transfer.merge(plans[-1], merged, trees.flatten(source))
+  merged = trees.flatten(merged)
+  assert {name: x.flat[0] for name, x in merged.items()} == {"a": 1, "b/c": 15, "b/d": 6}
+  assert {x.dtype for x in merged.values()} == {np.dtype("float32")}
+  plan = transfer.join(plans)
+  assert [(e.target, e.run, e.scale) for e in plan] == [
+    ("a", 0, 1.0), ("b/c", 1, 0.5), ("b/d", 0, 2.0)]
+  assert "<- b/d of source 1 x 0.5" in transfer.describe(plan, dict.fromkeys(merged, True))
+  transfer.check_sources(rules, 2)
+  with pytest.raises(errors.UserError, match="'b/c' takes from source 1"):
+    transfer.check_sources(rules, 1)
+  with pytest.raises(errors.UserError, match="unknown options"):
+    _plan(TARGET, SOURCE, (("a", "a", {"scales": 2}),))
 
 
 @pytest.mark.parametrize("rules,says", [
