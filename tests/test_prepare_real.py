@@ -53,6 +53,19 @@ def test_real_movielens(raw_dir, tmp_path):
     assert np.array_equal(np.diff(ours.offsets)[1:], np.bincount(user)[1:])
 
 
+def test_real_douban(raw_dir, tmp_path):
+  if not (raw_dir / "douban-book-music").is_dir():
+    pytest.skip(f"no douban-book-music in {raw_dir}")
+  config = str(test_prepare.ROOT / "configs/data/douban.py")
+  manifests, _ = test_prepare.make(config, raw_dir, tmp_path)
+  assert {name: (m["users"], m["interactions"]) for name, m in manifests.items()} == {
+    "douban": (2012, 165_750), "douban_book": (1870, 96_041), "douban_music": (1330, 69_709)}
+  book, music = (sequences.load(tmp_path, f"douban_{name}") for name in ("book", "music"))
+  both = np.isin(book.users_in("train"), music.users_in("train"))
+  assert both.sum() > 1000 and np.array_equal(book.user_ids, music.user_ids)
+  assert not (book.in_domain & music.in_domain).any()
+
+
 def test_real_movielens_passes_its_own_check(raw_dir, tmp_path):
   manifests, _ = test_prepare.make(test_prepare.ML1M, raw_dir, tmp_path)
   assert manifests["ml1m_tgt"]["evaluated_users"] == 5811

@@ -210,8 +210,10 @@ class _Table:
       return values
     texts = {role: _as_text(column(role)) for role in self.roles if role not in ("time", "rating")}
     ratings = self._ratings(column("rating"), first) if "rating" in self.roles else None
-    return Block(texts["user"], texts["item"], self._times(column("time"), first), ratings,
-                 texts.get("domain"))
+    # Without times a row's place in the file is its time.
+    times = self._times(column("time"), first) if "time" in self.roles else np.arange(
+      first, first + table.num_rows)
+    return Block(texts["user"], texts["item"], times, ratings, texts.get("domain"))
 
   def _times(self, values, first):
     if pa.types.is_timestamp(values.type):

@@ -6,7 +6,15 @@ import pathlib
 import re
 
 from recjax import errors
-from recjax.data import demo, download, metadata, movie_metadata, readers, sequence_text
+from recjax.data import (
+  demo,
+  download,
+  metadata,
+  movie_metadata,
+  readers,
+  sequence_text,
+  untimed,
+)
 
 MAX_DOMAINS = 64  # more are a sign that some other column was named
 
@@ -22,7 +30,7 @@ class Source:
 
 
 def open_source(config, raw_dir):
-  """Returns the `Source` that `config.format` names: ml1m, table, sequences or demo."""
+  """Returns the `Source` that `config.format` names: ml1m, table, sequences, untimed or demo."""
   if config["format"] not in FORMATS:
     raise errors.UserError(f"config.format {config['format']!r} is none of {', '.join(FORMATS)}")
   if config["format"] != "demo" and not raw_dir:
@@ -88,13 +96,23 @@ def table_rules(config, domains):
   return named
 
 
+def _find(raw_dir, name, field):
+  path = readers.find(raw_dir, name)
+  if path is None:
+    raise errors.UserError(f"no {name} in {os.fspath(raw_dir)!r} (nor .gz, nor right in it); check "
+                           f"--raw_dir and --config.{field}")
+  return path
+
+
+def _untimed(config, raw_dir):
+  paths = {domain: _find(raw_dir, name, f"files.{domain}")
+           for domain, name in config["files"].items()}
+  reader = untimed.open_tables(paths, seed=config["seed"], rating_range=config["rating_range"])
+  return Source(reader, lambda domains: config["datasets"], repeats=False)
+
+
 def _sequences(config, raw_dir):
-  def find(field):
-    path = readers.find(raw_dir, config[field])
-    if path is None:
-      raise errors.UserError(f"no {config[field]} in {os.fspath(raw_dir)!r} (nor .gz, nor right in "
-                             f"it); check --raw_dir and --config.{field}")
-    return path
+  find = lambda field: _find(raw_dir, config[field], field)
   raw = readers.file(find("sequences"))
   users, _ = sequence_text.read_map(find("user_map")) if config["user_map"] else (None, None)
   numbers, codes = sequence_text.read_map(find("item_map")) if config["item_map"] else (None, None)
@@ -123,4 +141,5 @@ def check_names(names):
                              "(a domain's value is part of the name)")
 
 
-FORMATS = {"ml1m": _movielens, "table": _table, "sequences": _sequences, "demo": _demo}
+FORMATS = {"ml1m": _movielens, "table": _table, "sequences": _sequences, "untimed": _untimed,
+           "demo": _demo}
