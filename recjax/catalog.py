@@ -101,11 +101,15 @@ class Scores:
     blocks = _Blocks(len(self), self.width(), self.axis)
     def body(index, carry):
       begin, ids, fresh = blocks.place(index % blocks.count)
-      scores = blocks.score(self.x, blocks.rows(self.table, begin))
-      if self.bias is not None:
-        scores = scores + blocks.bias(self.bias, begin)
+      scores = self.block(blocks, begin, ids)
       return jax.lax.switch(index // blocks.count, steps, carry, scores, ids, fresh)
     return jax.lax.fori_loop(0, len(steps) * blocks.count, body, start)
+
+  def block(self, blocks, begin, ids):
+    """Returns float32 [S, C, V], the scores of one of `blocks`: of `ids` int32 [V] from `begin`."""
+    del ids
+    scores = blocks.score(self.x, blocks.rows(self.table, begin))
+    return scores if self.bias is None else scores + blocks.bias(self.bias, begin)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +134,61 @@ class Given(Scores):
     for step in steps:
       start = step(start, scores, jnp.arange(len(self)), fresh)
     return start
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs(Scores):
+  """Scores of a function of two sides that need be no inner product, such as a network over both.
+
+    x         tree of [S, C, W], one side at every position
+    describe  ids [...] -> tree of [..., W'], the other side of these ids
+    function  (tree of [S, C, 1, W], tree of [S, C or 1, K, W'] or [V, W']) -> [S, C, K or V]
+    cost      numbers that the function holds for one pair: what a block is as wide as
+
+  Blocks keep [S, C, N + 1] times that from ever being there.
+  """
+  table: None = None
+  describe: object = None
+  function: object = None
+  cost: int = 1
+
+  def __len__(self):
+    return self.count
+
+  def all(self):
+    def write(scores, found, ids, fresh):
+      del fresh
+      return jax.lax.dynamic_update_slice_in_dim(scores, found, ids[0], 2)
+    return self.fold(jnp.zeros((*self._positions, len(self)), jnp.float32), write)
+
+  def of(self, ids):
+    return self._score(ids)
+
+  def against_all(self, labels):
+    # Each block's partition is computed once more for its gradient, so that only one is held.
+    blocks = _Blocks(len(self), self.width(), 0)
+    @jax.checkpoint
+    def partition(index):
+      _, ids, fresh = blocks.place(index)
+      return jax.nn.logsumexp(jnp.where(fresh, self.block(blocks, None, ids), -jnp.inf), axis=-1)
+    parts = jax.lax.map(partition, jnp.arange(blocks.count))
+    return self.of(labels[..., None])[..., 0].astype(jnp.float32), jax.nn.logsumexp(parts, axis=0)
+
+  def width(self):
+    size = BLOCK.get(jax.default_backend(), BLOCK_ELSEWHERE)
+    shards, positions = self._positions
+    return min(max(size // (shards * positions * self.cost), 64), len(self))
+
+  def block(self, blocks, begin, ids):
+    del blocks, begin
+    return self._score(ids).astype(jnp.float32)
+
+  def _score(self, ids):
+    return self.function(jax.tree.map(lambda x: x[:, :, None], self.x), self.describe(ids))
+
+  @property
+  def _positions(self):
+    return jax.tree.leaves(self.x)[0].shape[:2]
 
 
 def read(scores, candidates=None, readout=None):

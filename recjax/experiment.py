@@ -25,6 +25,7 @@ class Experiment:
   tables: dict  # {field: attribute ids}, and what else the model looks up, on the devices
   apply_fn: object
   predict: object  # (params, users, histories, ...) -> scores, for its caller to jit
+  other: sequences.Dataset | None = None  # of a second domain that is learned with it
 
   def init_params(self, seed):
     """Returns parameters as a nested dict: freshly started ones on the host's default device.
@@ -88,7 +89,7 @@ class Experiment:
       return rating.Rating(data, **common)
     return ranking.Ranking(
       data, ks=tuple(self.config.eval.ks), num_negatives=self.config.eval.num_negatives,
-      cache_dir=cache_dir, **common)
+      cache_dir=cache_dir, costly=getattr(self.model, "costly", False), **common)
 
   def metric_names(self):
     """Returns every "PROTOCOL/METRIC" that `config.eval.metric` may name."""
@@ -122,11 +123,28 @@ def build(config):
     tables |= ratings.item_table(data)
   if other := getattr(model, "extra_ratings", ""):
     tables |= ratings.extra_tables(data, sequences.load(config.data_dir, other))
+  other = None
+  if name := getattr(model, "other", ""):
+    other = _beside(config.data_dir, name, data)
+    tables["companion"] = batches.companions(other)
   tables = jax.tree.map(jnp.asarray, tables)  # of no mesh: steps read them inside `shard_map`, too
   apply_fn = step_lib.make_apply(model, tables)
   return Experiment(config=config, data=data, mesh=mesh, model=model, objective=objective,
-                    tables=tables, apply_fn=apply_fn,
+                    tables=tables, apply_fn=apply_fn, other=other,
                     predict=step_lib.make_predict(apply_fn, objective, mesh))
+
+
+def _beside(data_dir, name, data):
+  """Returns the data set `name`, whose users and items must be those of `data`."""
+  other = sequences.load(data_dir, name)
+  if data.shards is not None or other.shards is not None:
+    raise errors.UserError("model.other: two domains are not learned from shards; prepare the data "
+                           "with --config.shards=0")
+  same = lambda field: np.array_equal(getattr(data, field), getattr(other, field))
+  if not (same("user_ids") and same("item_ids")):
+    raise errors.UserError(f"model.other: {name!r} numbers users and items otherwise than "
+                           f"{data.name!r}; prepare both in one run of recjax.prepare")
+  return other
 
 
 def restore(workdir, *, step=None, data_dir=None):

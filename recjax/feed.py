@@ -30,6 +30,8 @@ class Resident:
     self._tables = None
     self._host = batches.resident(exp.data, popularity=objective.popularity,
                                   **_examples(objective, longest))
+    if exp.other is not None:
+      self._host["beside"] = batches.beside(exp.other)
     self.lengths = np.minimum(self._host["end"] - self._host["begin"], longest)
     self.length, self.examples = int(self.lengths.max()), len(self.lengths)
     self.sample = batches.make_sampler(

@@ -106,7 +106,8 @@ def test_takes_a_step(path, demo_data, tmp_path):
     "data_dir": demo_data, "dataset": "demo_tgt", "batch_size": 64, "micro_batch": None,
     "total_epochs": None, "total_steps": 2, "eval.max_users": 32,
     "eval.protocols": (protocol,), "log.tensorboard": False,
-    **({"model.num_layers": 1} if layers else {})})
+    **({"model.num_layers": 1} if layers else {}),
+    **({"model.other": "demo_src"} if "other" in config.model else {})})
   report = train.train_and_evaluate(config, tmp_path / "run")
   assert report["run"]["steps"] == (0 if config.objective.name == "untrained" else 2)
   assert 0 < report["test"][protocol][metric] < (2 if protocol == "rating" else 1)

@@ -24,7 +24,7 @@ everything but `train`), and every module has a row: the most exact one that fit
     experiment                          errors trees state step partition checkpoint
                                         models.* objectives.* data.* evaluators.*
     models/ (one paper a file)          errors catalog models.layers models.columns
-                                        models.transformer;
+                                        models.transformer models.pairwise;
                                         models/__init__: models.*
     objectives/                         errors catalog objectives.*
     data/                               errors spec data.*
@@ -77,7 +77,8 @@ MAY_IMPORT = {
   "experiment": {"errors", "trees", "state", "step", "partition", "checkpoint", "models.*",
                  "objectives.*", "data.*", "evaluators.*"},
   "models.__init__": {"errors", "models.*"},
-  "models.*": {"errors", "catalog", "models.layers", "models.columns", "models.transformer"},
+  "models.*": {"errors", "catalog", "models.layers", "models.columns", "models.transformer",
+               "models.pairwise"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
   "evaluators.*": {"errors", "catalog", "data.*", "evaluators.*"},

@@ -56,6 +56,24 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=(), popul
   return arrays
 
 
+def beside(data):
+  """Returns the host arrays of a second data set, whose train items are drawn beside a batch.
+
+  Its users and items are numbered as the batch's: {"items" int32 [R], "begin" and "end" int32
+  [U + 1] the train rows of every user, "pool", "seen_*"} as in `resident`.
+  """
+  begin, end = data.span("train")
+  domain = pool(data, ())
+  return {"items": np.asarray(data.items), "begin": begin.astype(np.int32),
+          "end": end.astype(np.int32), "pool": domain, **_seen(data, "train", domain)}
+
+
+def companions(data):
+  """Returns int32 [U + 1]: the last train item of every user, 0 where there is none."""
+  begin, end = data.span("train")
+  return np.where(end > begin, np.asarray(data.items)[np.maximum(end - 1, 0)], 0).astype(np.int32)
+
+
 def examples(begin, end, *, min_length=1, slide=None):
   """Returns (users, begin, end), int64 [n] each: what an epoch visits of users' rows begin..end.
 

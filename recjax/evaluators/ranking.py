@@ -8,8 +8,8 @@
 A positive is always a candidate, even if the user owned it before. The device counts for each
 positive how many candidates beat and tie it; that needs no sort and no [B, N] mask, and the host
 turns the counts into metrics. Where a batch of users has too many scores to hold (`catalog.HELD`),
-they are counted over blocks of the catalog; and where no protocol asks for all items, only the
-candidates are scored.
+they are counted over blocks of the catalog; there, and where scores are costly, only the candidates
+are scored if no protocol asks for all items.
 """
 
 import collections
@@ -33,7 +33,7 @@ class Ranking:
 
   def __init__(self, data, *, split="test", contexts=None, protocols=PROTOCOLS,
                ks=(3, 5, 10), num_negatives=100, seed=0, batch_size=256, history_length=100,
-               cache_dir=None, max_users=None, put=jnp.asarray):
+               cache_dir=None, max_users=None, costly=False, put=jnp.asarray):
     """Prepares users, positives, negatives and exclusions once.
 
     Args:
@@ -49,6 +49,7 @@ class Ranking:
       history_length: most recent items that a score function gets.
       cache_dir: folder that keeps the negatives, or None.
       max_users: evaluate a fixed random subset of this size.
+      costly: score candidates alone where that is all that the protocols ask for.
       put: places one host array, [batch_size, ...], on the devices.
 
     Raises:
@@ -83,7 +84,8 @@ class Ranking:
     self._order = np.argsort(np.diff(self._positives[1]), kind="stable")
     self._spans = {context: held_out.history_span(data, self.users, split, context)
                    for context in self.contexts}
-    self._streams = batch_size * (data.num_items + 1) > catalog.HELD
+    self._streams = (batch_size * (data.num_items + 1) > catalog.HELD
+                     or costly and "full" not in protocols)
     self._score = (None, None)
 
   def run(self, score_fn, params, *, contexts=None):
@@ -91,8 +93,8 @@ class Ranking:
 
     Histories are left-padded with the most recent item last; column 0 of the scores is ignored.
     `score_fn` is compiled once per function object: pass the same one each time. Batches are filled
-    up with user 0 and an empty history. In a large catalog it is also given `readout`, a function
-    of the `catalog.Scores` [B, 1] whose answer it returns instead.
+    up with user 0 and an empty history. In a large catalog (and where it is costly) it is also
+    given `readout`, a function of the `catalog.Scores` [B, 1] whose answer it returns instead.
 
     Raises:
       FloatingPointError: a score of an evaluated user is NaN (if it is looked at: all are, but for

@@ -13,6 +13,14 @@ objectives prepare, it has
     row_tables()         leaves whose rows stand for named things
     transfer_rules(mode) what a transfer mode carries
 
+where a score costs more than an inner product,
+
+    costly               True: evaluators score no more items than they must
+
+where it learns two domains at once,
+
+    other                the data set of the second one
+
 and, where its parameters are computed from the data instead of trained,
 
     fit(data)            the parameters; `init` then only says their shapes
@@ -25,8 +33,12 @@ from recjax.models import autoencoder
 from recjax.models import bert4rec
 from recjax.models import bert4rec_rating
 from recjax.models import caser
+from recjax.models import conet
+from recjax.models import dot
+from recjax.models import fm
 from recjax.models import gru4rec
 from recjax.models import item_knn
+from recjax.models import neumf
 from recjax.models import sasrec
 
 MODELS = {
@@ -34,8 +46,12 @@ MODELS = {
   "bert4rec": bert4rec.BERT4Rec,
   "bert4rec_rating": bert4rec_rating.BERT4RecRating,
   "caser": caser.Caser,
+  "conet": conet.CoNet,
+  "dot": dot.Dot,
+  "fm": fm.FM,
   "gru4rec": gru4rec.GRU4Rec,
   "item_knn": item_knn.ItemKNN,
+  "neumf": neumf.NeuMF,
   "sasrec": sasrec.SASRec,
 }
 VARIANTS = {
@@ -43,8 +59,12 @@ VARIANTS = {
   "bert4rec": bert4rec.VARIANTS,
   "bert4rec_rating": bert4rec_rating.VARIANTS,
   "caser": caser.VARIANTS,
+  "conet": conet.VARIANTS,
+  "dot": dot.VARIANTS,
+  "fm": fm.VARIANTS,
   "gru4rec": gru4rec.VARIANTS,
   "item_knn": item_knn.VARIANTS,
+  "neumf": neumf.VARIANTS,
   "sasrec": sasrec.VARIANTS,
 }
 RESERVED = ("item", "user", "rating", "segment", "layer_norm", "drop")

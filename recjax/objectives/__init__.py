@@ -30,10 +30,12 @@ and, where a step goes on with further updates of the optimizer, of inputs made 
 import inspect
 
 from recjax import errors
+from recjax.objectives import cross_pair
 from recjax.objectives import masked_item
 from recjax.objectives import masked_window
 from recjax.objectives import next_item
 from recjax.objectives import next_window
+from recjax.objectives import pair
 from recjax.objectives import rating
 from recjax.objectives import untrained
 
@@ -45,6 +47,8 @@ OBJECTIVES = {
   "next_item": next_item.NextItem,
   "next_window": next_window.NextWindow,
   "causal_next_item": next_item.CausalNextItem,
+  "cross_pair": cross_pair.CrossPair,
+  "pair": pair.Pair,
   "untrained": untrained.Untrained,
 }
 

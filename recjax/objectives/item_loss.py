@@ -9,7 +9,7 @@ from recjax.objectives import losses
 from recjax.objectives import negatives as negatives_lib
 from recjax.objectives import objective
 
-CRITERIA = ("softmax", "bce", "gbce", "sampled_softmax")
+CRITERIA = ("softmax", "bce", "gbce", "bpr", "sampled_softmax")
 SHARED = ("position", "row", "batch")
 PROPOSALS = ("uniform", "popularity", "in_batch")
 
@@ -21,6 +21,7 @@ class ItemLoss(objective.Objective):
     softmax          all ids 0..N compete (Klenitskiy & Vasilev 2023: SASRec's best)
     bce              binary cross-entropy; with one negative, SASRec (Kang & McAuley 2018)
     gbce             calibrated for the share of negatives drawn (Petrov & Macdonald 2023, gSASRec)
+    bpr              the label before each negative, in pairs (Rendle et al. 2009)
     sampled_softmax  softmax over the drawn, corrected for their number
 
   `proposal` says where negatives come from: "uniform" over the items of the domain, "popularity",
@@ -42,6 +43,7 @@ class ItemLoss(objective.Objective):
   unseen: bool = False  # only items that the user has not trained on, each position its own
   proposal: str = "uniform"  # uniform, popularity or in_batch
   power: float = 0.75  # of popularity
+  model_inputs = ("items", "users")
 
   def __post_init__(self):
     errors.choose(dict.fromkeys(CRITERIA), self.criterion, "config.objective: criterion")
@@ -136,7 +138,7 @@ class ItemLoss(objective.Objective):
       shards, capacity = rows, min(columns, capacity)  # a run shares its negatives
     positions, labels, weights, dropped = losses.labeled_positions(
       inputs["labels"], shards=shards, capacity=capacity)
-    seen = {name: inputs[name] for name in ("items", "users")}
+    seen = {name: inputs[name] for name in self.model_inputs}
     if self.criterion == "softmax":
       picked, partition = apply_fn(params, seen, rng, positions=positions,
                                    readout=lambda scores: scores.against_all(labels))
@@ -154,6 +156,8 @@ class ItemLoss(objective.Objective):
         log_expected = self._drawn(inputs["log_q"], positions) + jnp.log(jnp.maximum(count, 1))
       total, weight = losses.sampled_cross_entropy(positive, negative, keep, weights,
                                                    offered=offered, log_expected=log_expected)
+    elif self.criterion == "bpr":
+      total, weight = losses.bayesian_ranking(positive, negative, drawn > 0, weights)
     else:
       beta = 1.0 if self.criterion == "bce" else losses.calibrated_beta(
         self.calibration, num_negatives=self.num_negatives, offered=offered)

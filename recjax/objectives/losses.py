@@ -37,6 +37,24 @@ def binary_cross_entropy(positive, negatives, keep, weights, *, beta=1.0):
   return jnp.sum(losses * weights), jnp.sum(weights)
 
 
+def bayesian_ranking(positive, negatives, keep, weights):
+  """Returns (sum, weight) of -log sigmoid(s+ - s-), the mean over a label's kept negatives.
+
+  BPR (Rendle et al. 2009) without its regularization, which is the optimizer's weight decay.
+
+  Args:
+    positive: [..., 1] scores of the labels.
+    negatives: [..., K].
+    keep: bool [..., K], False where a negative is none.
+    weights: [...], 0 where there is no label.
+  """
+  lead = positive.astype(jnp.float32) - negatives.astype(jnp.float32)
+  losses = jnp.sum(jnp.where(keep, jax.nn.softplus(-lead), 0), axis=-1)
+  losses = losses / jnp.maximum(jnp.sum(keep, axis=-1), 1)
+  weights = weights.astype(jnp.float32)
+  return jnp.sum(losses * weights), jnp.sum(weights)
+
+
 def calibrated_beta(calibration, *, num_negatives, offered):
   """Returns beta of gBCE (Petrov & Macdonald 2023): 1 at calibration t = 0, alpha at t = 1.
 

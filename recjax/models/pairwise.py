@@ -1,0 +1,110 @@
+"""What the recommendation functions f(u, v) share: weights as arrays, and the scores of pairs.
+
+Such a model reads no history: its inputs are users, and the items that it is asked to score. Its
+networks run inside loops over blocks of the catalog (`catalog.Pairs`), where no linen module can be
+called: modules here only own the weights.
+
+Letters: B batch, W width, N items, U users, S shards, C scored rows a shard, K candidates.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from recjax import catalog
+from recjax.models import layers
+
+INITIALIZERS = ("he", "small")
+
+
+class Table(nn.Module):
+  """A table of vectors [rows, W], started N(0, 0.01)."""
+  rows: int
+  width: int
+
+  @nn.compact
+  def __call__(self):
+    return self.param("embedding", nn.initializers.normal(0.01), (self.rows, self.width))
+
+
+class Tables(nn.Module):
+  """Several tables by name: `rows` are (name, rows, W)."""
+  rows: tuple
+
+  @nn.compact
+  def __call__(self):
+    return {name: Table(rows, width, name=name)() for name, rows, width in self.rows}
+
+
+class Affine(nn.Module):
+  """The kernel [inputs, outputs] and bias [outputs] of a dense layer.
+
+  "he" starts as the code of He et al. 2017: hidden kernels U(-b, b) with b^2 = 6 / (inputs +
+  outputs), that of the output with b^2 = 3 / inputs. "small" is N(0, 0.01) (Hu et al. 2018).
+  Biases start at 0 in either: beside such small kernels random ones decide which units ever live,
+  and with all eight of a layer below 0 nothing is learned.
+  """
+  inputs: int
+  outputs: int
+  initializer: str
+  is_output: bool = False
+
+  @nn.compact
+  def __call__(self):
+    kernel = kernel_init(self.initializer, is_output=self.is_output)
+    return (self.param("kernel", kernel, (self.inputs, self.outputs)),
+            self.param("bias", nn.initializers.zeros_init(), (self.outputs,)))
+
+
+def kernel_init(initializer, *, is_output=False):
+  """Returns the initializer of a kernel; see `Affine`."""
+  if initializer == "small":
+    return nn.initializers.normal(0.01)
+  return nn.initializers.lecun_uniform() if is_output else nn.initializers.glorot_uniform()
+
+
+def of_users(table, users):
+  """Returns rows [B, W] of a table of users 1..U; an unknown user, 0, gets zeros."""
+  found = jnp.take(table, jnp.maximum(users - 1, 0), axis=0)
+  return found * (users > 0)[:, None].astype(found.dtype)
+
+
+def inner(x, rows):
+  """Returns the inner products [S, C, K] of [S, C, 1, W] and [S, C or 1, K, W] or [V, W]."""
+  if rows.ndim == 2:
+    return jnp.einsum("scw,vw->scv", x[:, :, 0], rows)
+  return jnp.sum(x * rows, axis=-1)
+
+
+def score(x, describe, function, *, cost, num_items, columns, positions, candidates, readout):
+  """Returns the scores of ids 0..N, or what `catalog.read` says.
+
+  Args:
+    x: tree of [B, W], the users' side.
+    describe: see `catalog.Pairs`.
+    function: likewise.
+    cost: likewise.
+    num_items: N.
+    columns: T, of the (unread) history; `positions` count them.
+    positions: int32 [S, C], or None for every row: then scores are [B, 1, N + 1].
+    candidates: see `catalog.read`.
+    readout: likewise.
+  """
+  def place(part):
+    part = part[:, None]
+    return part if positions is None else layers.select(part, positions // max(columns, 1))
+  pairs = catalog.Pairs(jax.tree.map(place, x), describe=describe, function=function, cost=cost,
+                        count=num_items + 1)
+  return catalog.read(pairs, candidates, readout)
+
+
+class PairModel:
+  """Defaults of the contract that `recjax.models` describes, for models of pairs."""
+  max_len = 1  # an example is one interaction
+  extra_tokens = 0
+  objectives = ("pair",)
+  costly = False
+
+  def example_inputs(self):
+    """Returns inputs that start the parameters, as small as can be."""
+    return {"items": jnp.zeros((1, 1), jnp.int32), "users": jnp.zeros(1, jnp.int32)}
