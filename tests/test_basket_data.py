@@ -42,9 +42,9 @@ def test_baskets_are_runs_of_equal_marks_within_a_user():
 
 
 def _write(folder, history, future):
-  for name, rows in (("history", history), ("future", future)):
+  for name, table in (("history", history), ("future", future)):
     with gzip.open(folder / f"tafeng_{name}.json.gz", "wt") as stream:
-      json.dump({user: [[-1], *rows, [-1]] for user, rows in baskets.items()}, stream)
+      json.dump({user: [[-1], *rows, [-1]] for user, rows in table.items()}, stream)
 
 
 def test_files_of_baskets_are_cut_by_baskets(tmp_path):
