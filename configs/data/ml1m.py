@@ -34,7 +34,8 @@ Movies have the feature `genre` and, for each table of `metadata` found below RA
   omdb    director (3,695, 2,033)  writer (3,630, 5,141)  actor (3,698, 7,512)
   survey  survey_director (1,987, 1,148)  survey_actor (1,987, 4,080)  anonymous numbers
 
-Users have the attributes gender (2 values), age (7 groups) and occupation (21), of users.dat.
+Users have the attributes gender (2 values), age (7 groups) and occupation (21), of users.dat. Texts
+of movies are `title` and, from the table omdb, `plot` (3,685 movies; cut after 1,024 bytes).
 
 The manifests' `items_with_metadata` counts the movies with any feature but genre. With the survey's
 table alone it is 1,987 for ml1m and 1,381 for ml1m_src as in Table 1, but 606 for ml1m_tgt (594
