@@ -328,6 +328,7 @@ def test_windows_are_the_objectives_own_unless_set():
   (dict(parts=(("masked_item", 1.0), ("next_item", 1.0))),
    "different windows .masked_item: last, next_item: prefix.*set objective.window"),
   (dict(parts=(("causal_next_item", 1.0),)), "'causal_next_item' does not fit this model"),
+  (dict(parts=(("masked_item", 1.0), ("profile", 1.0))), "profile learns from labeled users alone"),
   (dict(parts=(("masked_item", 1.0),), evaluate="next_item"), "objective.mix.evaluate.*next_item"),
 ])
 def test_a_mix_that_cannot_be_is_one_line(mix, message):

@@ -46,6 +46,9 @@ class Mix(objective.Objective):
       if not part.objective.trains or part.objective.updates != 1:
         raise errors.UserError(f"objective.mix.parts: {part.name} is no loss of one update, which "
                                "is all that can be mixed")
+      if part.objective.profile is not None:
+        raise errors.UserError(f"objective.mix.parts: {part.name} learns from labeled users alone, "
+                               "the others from all; they cannot share a batch")
       if not part.weight > 0:
         raise errors.UserError(f"objective.mix.parts: {part.name} has the weight {part.weight}; "
                                "weights are positive")
