@@ -14,15 +14,32 @@ ENTITIES, STEPS = 40, (1, 3, 7)
 def make(*, held_out=12, seed=0, reverse=False, name="line"):
   """Returns a Graph of all (i, "plus s", i + s) below ENTITIES; `reverse` numbers backwards."""
   triples = np.array([(i, r, i + s) for r, s in enumerate(STEPS) for i in range(ENTITIES - s)])
-  triples = triples[np.random.default_rng(seed).permutation(len(triples))]
+  triples = np.random.default_rng(seed).permutation(triples)
   ids = np.array([b"n%02d" % i for i in range(ENTITIES)])
   relations = np.array([b"plus %d" % s for s in STEPS])
   if reverse:
     ids, relations = ids[::-1], relations[::-1]
     triples = np.array([ENTITIES, len(STEPS), ENTITIES]) - 1 - triples
+  return _graph(name, ids, relations, triples, held_out)
+
+
+def kinds(*, groups=6, each=8, relations=4, held_out=18, seed=0):
+  """Returns a Graph of things whose kind decides on the tail of each relation: one of its own.
+
+  What is held out of a thing follows from its other triples, as any model should learn.
+  """
+  count = groups * each
+  triples = np.array([(i, r, count + groups * r + i // each)
+                      for r in range(relations) for i in range(count)])
+  triples = np.random.default_rng(seed).permutation(triples)
+  ids = np.array([b"n%03d" % i for i in range(count + groups * relations)])
+  return _graph("kinds", ids, np.array([b"r%d" % r for r in range(relations)]), triples, held_out)
+
+
+def _graph(name, ids, relations, triples, held_out):
   train = len(triples) - 2 * held_out
-  manifest = dict(name=name, title="line", generated=True, raw_sha256="0" * 64, symmetric=False,
-                  entities=ENTITIES, relations=len(STEPS), triples=len(triples), train=train,
+  manifest = dict(name=name, title=name, generated=True, raw_sha256="0" * 64, symmetric=False,
+                  entities=len(ids), relations=len(relations), triples=len(triples), train=train,
                   val=held_out, test=held_out, split={})
   return graphs.Graph(manifest, ids, relations, triples.astype(np.int32),
                       np.array([0, train, train + held_out, len(triples)]),
@@ -31,8 +48,9 @@ def make(*, held_out=12, seed=0, reverse=False, name="line"):
 
 @functools.cache
 def root():
-  """Returns a folder of this test process with the graphs `line` and `enil` in `data`."""
+  """Returns a folder of this test process with the graphs `line`, `enil` and `kinds` in `data`."""
   folder = tiny.root() / "graphs"
+  graphs.save(folder / "data/kinds", kinds())
   for name, reverse in (("line", False), ("enil", True)):
     graphs.save(folder / "data" / name, make(reverse=reverse, name=name))
   return folder

@@ -12,7 +12,7 @@ CRITERIA = ("pointwise", "listwise", "wlistwise")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CandidateSoftmax(links.Links):
+class CandidateSoftmax(links.OfTriples):
   """Each triple asks for its head or its tail; all answers that train has are positives.
 
   Every other entity is a candidate with chance `rate`, apart for each query. Criteria of ProjE:

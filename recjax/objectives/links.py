@@ -17,24 +17,55 @@ CORRUPTION = ("unif", "bern")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Links(objective.Objective):
-  """An objective over triples; `graphs.resident` is what it samples from.
+  """An objective of a graph; `graphs.resident` is what it samples from.
 
-  `corruption` says how often the head is asked, and not the tail: "unif" half the time, "bern" with
-  tph / (tph + hpt) of the relation (Wang et al. 2014). `penalty` weighs what the model calls so.
+  `examples` names the resident array whose rows an epoch visits. `penalty` weighs what the model
+  calls so.
   """
   num_entities: int  # E
-  corruption: str = "unif"
   penalty: float = 0.0
   task = "links"
-  examples = "triples"  # the resident array whose rows an epoch visits
-
-  def __post_init__(self):
-    errors.choose(dict.fromkeys(CORRUPTION), self.corruption, "config.objective: corruption")
 
   def counts(self, batch):
     """Returns how many examples and "tokens" a batch holds: its triples or queries."""
     real = jnp.sum(batch["mask"])
     return {"examples": real, "tokens": real}
+
+  def predict(self, apply_fn, params, given, relations, asks_head):
+    """Returns float32 [B, E]: scores of all entities for the asked side.
+
+    Args:
+      apply_fn: of `step.make_apply`.
+      params: the model's parameters.
+      given: int32 [B].
+      relations: int32 [B].
+      asks_head: bool [B], whether `given` is the tail.
+    """
+    inputs = {"given": given, "relations": relations, "asks_head": asks_head,
+              "mask": jnp.ones(given.shape, bool)}
+    return apply_fn(params, inputs, None).astype(jnp.float32)
+
+  def scores(self, apply_fn, params, inputs, rng, candidates):
+    """Returns (scores [B, K], penalty [B], already weighed)."""
+    seen = {name: inputs[name] for name in ("given", "relations", "asks_head", "mask")}
+    if not self.penalty:
+      return apply_fn(params, seen, rng, candidates=candidates), 0.0
+    scores, penalty = apply_fn(params, seen, rng, candidates=candidates, penalize=True)
+    return scores, self.penalty * penalty
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfTriples(Links):
+  """An objective that asks each triple for its head or its tail.
+
+  `corruption` says how often for the head: "unif" half the time, "bern" with tph / (tph + hpt) of
+  the relation (Wang et al. 2014).
+  """
+  corruption: str = "unif"
+  examples = "triples"
+
+  def __post_init__(self):
+    errors.choose(dict.fromkeys(CORRUPTION), self.corruption, "config.objective: corruption")
 
   def ask(self, rng, batch, resident):
     """Returns (inputs, answers int32 [B], queries int32 [B]): one side of each triple is asked.
@@ -62,28 +93,6 @@ class Links(objective.Objective):
     drawn = negatives_lib.unseen(rng, queries, resident, count)
     known = resident["seen_end"][queries] - resident["seen_begin"][queries]
     return drawn, known < self.num_entities
-
-  def predict(self, apply_fn, params, given, relations, asks_head):
-    """Returns float32 [B, E]: scores of all entities for the asked side.
-
-    Args:
-      apply_fn: of `step.make_apply`.
-      params: the model's parameters.
-      given: int32 [B].
-      relations: int32 [B].
-      asks_head: bool [B], whether `given` is the tail.
-    """
-    inputs = {"given": given, "relations": relations, "asks_head": asks_head,
-              "mask": jnp.ones(given.shape, bool)}
-    return apply_fn(params, inputs, None).astype(jnp.float32)
-
-  def scores(self, apply_fn, params, inputs, rng, candidates):
-    """Returns (scores [B, K], penalty [B], already weighed)."""
-    seen = {name: inputs[name] for name in ("given", "relations", "asks_head", "mask")}
-    if not self.penalty:
-      return apply_fn(params, seen, rng, candidates=candidates), 0.0
-    scores, penalty = apply_fn(params, seen, rng, candidates=candidates, penalize=True)
-    return scores, self.penalty * penalty
 
 
 def answers_of(queries, resident):

@@ -10,7 +10,7 @@ from recjax.objectives import links
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Logistic(links.Links):
+class Logistic(links.OfTriples):
   """softplus(-y score) over a true triple (y = 1) and its corruptions (y = -1).
 
   With adversarial = 0 the mean over all of them, as in ComplEx. Else the mean of the true triple

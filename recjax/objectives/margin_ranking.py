@@ -9,7 +9,7 @@ from recjax.objectives import links
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MarginRanking(links.Links):
+class MarginRanking(links.OfTriples):
   """max(0, margin + d(true) - d(corrupted)), each true triple with one corruption.
 
   Its head or its tail is replaced by an entity such that train does not hold the triple.

@@ -23,7 +23,6 @@ class OneToAll(links.Links):
   examples = "given"
 
   def __post_init__(self):
-    super().__post_init__()
     errors.choose(dict.fromkeys(SMOOTHINGS), self.smoothing_kind,
                   "config.objective: smoothing_kind")
     if not 0 <= self.smoothing < 1:
