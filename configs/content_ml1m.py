@@ -20,9 +20,11 @@ Items of `--config.held_out_items="(0.1, 0)"` are kept from training, to be rank
 `--config.transfer.checkpoint=runs/content --config.transfer.mode=model` carries projections,
 encoders and words (by word).
 
-At size cpu (SASRec, word averages of 64 words, 20 epochs) a run takes minutes on a CPU core; the
-encoders over documents are for accelerators. configs/studies/cold_start.py compares them on cold
-items. No figures of full-size runs have been measured yet.
+At size cpu word averages (64 words) are what a CPU can do; the encoders over documents are for
+accelerators. configs/studies/cold_start.py compares them on cold items. Measured so far: one short
+run, data=tgt,features=text+genre,of=title+plot,g=replace,size=cpu, 5 epochs, a tenth of the movies
+held out, context train, full: NDCG@10 5.59 % (popularity 5.26), MRR of items that nobody trained on
+0.19 % (popularity 0.10, chance 0.72), in 4 minutes of a shared CPU core.
 
 Arguments: data=all|src|tgt, model=sasrec|bert4rec|gru4rec, features=text+genre+given (any of them,
 joined by +), of=title+plot+genre (likewise), encoder=..., path=FILE, size=full|cpu,

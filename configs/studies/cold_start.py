@@ -6,11 +6,12 @@ of them (replace), titles, plots and genres beside them through a gate, without 
 dropout (0.3: DropoutNet's idea), and popularity, which cannot tell cold items apart. Report: all
 test items, and slices by the train interactions of the test item: 0, 1-3, 4-10, more.
 
-What to expect: by ids alone cold items rank by chance; features alone rank them above it and cost
-something on the others. Not measured yet at size full.
+Not measured yet at any size. All items compete, so that cold ones have to pass those that are
+popular: expect them below chance wherever popularity is most of what a model knows, and compare the
+rows in column 0 with popularity, which has nothing else.
 
-`:cpu`, 5 configs with one seed and 10 epochs on the last 50 items of a user; minutes each on a CPU
-core.
+`:cpu`, 5 runs, one seed each, 10 epochs on the last 50 items of a user. Data that were prepared
+before texts were kept must be prepared again.
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DIR
     python -m recjax.study --config=configs/studies/cold_start.py:cpu --workdir=W \\
