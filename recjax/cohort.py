@@ -257,7 +257,8 @@ def make_steps(setting, config, *, lanes):
 
   States, `numbers` {name of `cohort_plan.NUMBERS`: float32} and sums have an axis of members in
   front; states are donated. Where states are without them, `frozen` {leaf name: array} are the
-  parameters that all members share; they have no such axis. See `step.make_train_steps` for the rest.
+  parameters that all members share; they have no such axis. See
+  `step.make_train_steps` for the rest.
 
   Args:
     setting: of `setting.set_up`.

@@ -80,7 +80,7 @@ class Experiment:
     return transfer.merge(plan, params, reader.params(transfer.sources(plan))), plan, reader
 
   def optim_rules(self, mode):
-    """Returns the rules of `recjax.optim` that a transfer mode of the model adds to the config's."""
+    """Returns the rules of `recjax.optim` that a transfer mode adds to the config's."""
     return getattr(self.model, "optim_rules", lambda mode: ())(mode)
 
   @property

@@ -84,8 +84,8 @@ class Setting:
     rows = None if apply_fn else sparse.make(config.optim.sparse_rows, model=exp.model,
                                              tables=exp.tables, objective=exp.objective)
     return step_lib.make_train_steps(
-      apply_fn=apply_fn or exp.apply_fn, objective=exp.objective, tx=tx, sample=feed.sample, mesh=exp.mesh,
-      trainable=trainable, micro_batches=size // micro, rooms=rooms, rows=rows)
+      apply_fn=apply_fn or exp.apply_fn, objective=exp.objective, tx=tx, sample=feed.sample,
+      mesh=exp.mesh, trainable=trainable, micro_batches=size // micro, rooms=rooms, rows=rows)
 
 
 @dataclasses.dataclass(frozen=True)
