@@ -59,9 +59,9 @@ def _convolutions(backbone, small):
   config.dataset = "ml1m_src"
   config.model.update(name="nextitnet",
                       variant={"causal": "nextitnet", "noncausal": "grec"}[backbone])
-  config.model.dilations = (1, 4) * (2 if small else 4)
   config.model.legacy_inner_skip = False  # True: as the authors' parallel patches, no identity
-  config.model.update(item_width=32 if small else 64, max_len=50 if small else 100)
+  if small:
+    config.model.update(num_layers=4, item_width=32, max_len=50)
   config.objective.name = {"causal": "causal_next_item", "noncausal": "masked_item"}[backbone]
   config.objective.masked_item.rate = 0.3
   config.batch_size = 128

@@ -110,6 +110,7 @@ def test_takes_a_step(path, demo_data, tmp_path):
     "total_epochs": None, "total_steps": 2, "eval.max_users": 32,
     "eval.protocols": (protocol,), "log.tensorboard": False,
     **({"model.num_layers": 1} if layers else {}),
+    **({"objective.contrast.group": 16} if "contrast" in config.objective else {}),
     **({"model.other": "demo_src"} if "other" in config.model else {})})
   report = train.train_and_evaluate(config, tmp_path / "run")
   assert report["run"]["steps"] == (0 if config.objective.name == "untrained" else 2)

@@ -11,7 +11,7 @@ from recjax import errors, models, trees
 from recjax.models import nextitnet
 
 N, T, B = 20, 12, 3
-SMALL = dict(item_width=16, dilations=(1, 2), max_len=T)
+SMALL = dict(item_width=16, num_layers=2, dilations=(1, 2), max_len=T)
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -52,7 +52,7 @@ def _items():
 @functools.cache
 def _shapes(**overrides):
   model = models.make("nextitnet", variant="nextitnet", num_items=N, num_users=5, field_rows={},
-                      dilations=(1,), **overrides)
+                      num_layers=1, **overrides)
   return jax.eval_shape(lambda: model.init(
     jax.random.key(0), **model.example_inputs(), tables={})["params"])
 
@@ -75,10 +75,14 @@ def test_parameters_of_a_block_and_of_its_patches(channels, patch, width, share)
     assert added < 0.1 * block
 
 
+def _defaults():
+  return models.make("nextitnet", variant="nextitnet", num_items=N, num_users=5, field_rows={})
+
+
 @pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_receptive_field(causal):
   reach = 121
-  encoder = nextitnet.Encoder(_model(dilations=(1, 4) * 4).dilations, dict(
+  encoder = nextitnet.Encoder(_defaults().first_dilations(), dict(
     kernel=3, causal=causal, patch="none", patch_width=1, legacy_inner_skip=False,
     dtype=jnp.dtype("float32")))
   length, at = 140, 130 if causal else 70

@@ -11,7 +11,7 @@ from recjax import analysis, cohort, errors, evaluate, train, trees
 from recjax import checkpoint as checkpoint_lib
 
 MODEL = {"model.name": "nextitnet", "model.variant": "nextitnet", "model.item_width": 8,
-         "model.fields": (), "model.user_width": None, "model.num_layers": None,
+         "model.fields": (), "model.user_width": None, "model.num_layers": 1,
          "model.heads": None, "model.hidden": None, "model.dropout": None, "micro_batch": None,
          "num_devices": 1}
 TASK = {"objective.name": "profile", "model.patch": "serial_two", "total_steps": 4,
@@ -24,7 +24,6 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 def _config(**fields):
   config = tiny.config("src", **{**MODEL, **fields})
-  config.model.dilations = (1,)
   config.objective.profile = dict(attribute="group", val=0.2, test=0.2, split_seed=0)
   return config
 

@@ -20,7 +20,7 @@ from recjax.models import patches
 from recjax.models import sequence_embed
 from recjax.models import transformer
 
-SIZES = dict(item_width=64, dilations=(1, 4) * 4, max_len=100)
+SIZES = dict(item_width=64, num_layers=8, dilations=(1, 4), max_len=100)
 VARIANTS = {"nextitnet": dict(causal=True, **SIZES), "grec": dict(causal=False, **SIZES)}
 
 
@@ -106,7 +106,8 @@ class NextItNet(nn.Module):
   num_users: int  # U
   fields: tuple = ()  # (name, rows, width, slots) of item attributes that are concatenated
   item_width: int = 64  # C, with the attributes
-  dilations: tuple = (1, 4) * 4  # of each block's first convolution; the second has twice as much
+  num_layers: int = 8  # blocks
+  dilations: tuple = (1, 4)  # of their first convolutions, over and over; the second's are twice it
   kernel: int = 3
   causal: bool = True
   max_len: int = 100
@@ -157,7 +158,7 @@ class NextItNet(nn.Module):
     block = dict(kernel=self.kernel, causal=self.causal, patch=self.patch,
                  patch_width=self.patch_width or max(x.shape[-1] // 8, 1),
                  legacy_inner_skip=self.legacy_inner_skip, dtype=dtype)
-    x, out["encoder"] = Encoder(self.dilations, block, name="encoder")(x, items > 0)
+    x, out["encoder"] = Encoder(self.first_dilations(), block, name="encoder")(x, items > 0)
     out["encoded"] = x
     if positions is not None:
       x = layers.select(x, positions)
@@ -166,11 +167,15 @@ class NextItNet(nn.Module):
       num_items=self.num_items, labels=self.labels, initializer=self.initializer, dtype=dtype,
       candidates=candidates, readout=readout), out
 
+  def first_dilations(self):
+    """Returns the dilation of every block's first convolution."""
+    return tuple(self.dilations[i % len(self.dilations)] for i in range(self.num_layers))
+
   def check(self):
     """Raises UserError where sizes do not fit together."""
-    if not self.dilations or min(self.dilations) < 1:
-      raise errors.UserError("config.model: dilations must be whole numbers of at least 1, one a "
-                             f"block, not {self.dilations}")
+    if self.num_layers < 1 or not self.dilations or min(self.dilations) < 1:
+      raise errors.UserError("config.model: num_layers and all dilations must be at least 1, not "
+                             f"{self.num_layers} and {self.dilations}")
     if not self.causal and self.kernel % 2 == 0:
       raise errors.UserError(f"config.model: kernel={self.kernel} has no middle; make it odd")
     if self.output != "untied" and self.fields:
