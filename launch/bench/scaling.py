@@ -181,8 +181,9 @@ def compile_step(*, items, width, layers, length, rows, data_devices, model_devi
 
 def table(step, *, chips, model_devices, rows):
   """Returns the lines of a Markdown table: a row for every number of chips of every kind."""
-  lines = ["| chip | chips | step, ms | compute | model axis | data axis | sequences/s | efficient |",
-           "|---|---:|---:|---:|---:|---:|---:|---:|"]
+  head = ("chip", "chips", "step, ms", "compute", "model axis", "data axis", "sequences/s",
+          "efficient")
+  lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
   for name, chip in CHIPS.items():
     for count in chips:
       e = estimate(step, chip, chips=count, model_devices=model_devices, rows=rows)
