@@ -44,7 +44,7 @@ def graph():
   # Many answers of one query, so that filtering matters.
   rows = np.array([(0, 0, t) for t in range(1, 30)], np.int32)
   rows = np.concatenate([rows, np.asarray(dense.triples)])
-  rows = rows[np.sort(np.unique(rows, axis=0, return_index=True)[1])]
+  rows = np.random.default_rng(0).permutation(np.unique(rows, axis=0))
   return graphs.Graph(dense.manifest, dense.entity_ids, dense.relation_ids, rows,
                       np.array([0, len(rows) - 40, len(rows) - 20, len(rows)]), dense.item_ids,
                       dense.item_entities)

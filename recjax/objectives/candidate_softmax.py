@@ -9,6 +9,7 @@ from recjax import errors
 from recjax.objectives import links
 
 CRITERIA = ("pointwise", "listwise", "wlistwise")
+ABSENT = -1e9  # finite: a compiler may rearrange gradients in which infinity times 0 is no number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class CandidateSoftmax(links.OfTriples):
                 + jnp.sum(jnp.where(drawn, jax.nn.softplus(scores), 0), axis=1))
     else:
       number = jnp.sum(there, axis=1)
-      everything = jax.nn.logsumexp(jnp.where(drawn | positive, scores, -jnp.inf), axis=1)
+      everything = jax.nn.logsumexp(jnp.where(drawn | positive, scores, ABSENT), axis=1)
       losses = number * everything - jnp.sum(picked, axis=1)
       if self.criterion == "listwise":
         losses = losses / number
