@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 
 import evaluator_data
 import jax
