@@ -283,13 +283,13 @@ def build(config):
   if data.kind == graphs.KIND:
     return _build_graph(config, data)
   data, provided = views.as_configured(config, data)
-  known = errors.choose(models.MODELS, config.model.name, "model.name").objectives
-  objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items, known=known)
+  objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data),
                          "features": {name: p.options for name, p in provided.items()},
                          "feature_sizes": {name: p.size for name, p in provided.items()},
                          "facts": ratings.facts(data) | profiles.facts(data, objective.profile)})
+  objectives.check(config.objective, model.objectives)
   tables = batches.attribute_tables(
     data, [(name, width, slots) for name, _, width, slots in model.fields],
     extra_tokens=model.extra_tokens)
@@ -303,7 +303,8 @@ def build(config):
   if name := getattr(model, "other", ""):
     other = views.beside(config.data_dir, name, data)
     tables["companion"] = batches.companions(other)
-  return _assemble(Experiment, config, data, model, objective, tables, other=other)
+  return _assemble(Experiment, config, data, model, objective, tables, other=other,
+                   provided=provided)
 
 
 def _build_graph(config, data):

@@ -90,7 +90,7 @@ def test_tucker_keeps_running_statistics(tmp_path):
                    if name.startswith("opt_state"))
   again = evaluate.evaluate(workdir, step=found["run"]["best_step"])
   assert again["test"] == found["test"]
-  with pytest.raises(errors.UserError, match="predicts links; it does not rank items"):
+  with pytest.raises(errors.UserError, match="is of links; it does not rank items"):
     recommend.Recommender(workdir)
 
 

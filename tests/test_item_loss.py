@@ -244,7 +244,7 @@ def test_masked_items_take_the_same_criteria(name):
 
 
 @pytest.mark.parametrize("kw,says", [
-  (dict(criterion="hinge"), "criterion.*softmax, bce, gbce, sampled_softmax"),
+  (dict(criterion="hinge"), "criterion.*softmax, bce, gbce, bpr, sampled_softmax"),
   (dict(criterion="bce", negatives="user"), "negatives.*position, row, batch"),
   (dict(criterion="bce", count=0), "num_negatives must be at least 1"),
   (dict(criterion="gbce", calibration=1.5), "calibration in 0..1"),

@@ -159,7 +159,8 @@ def test_the_command_says_what_is_wrong(tmp_path, monkeypatch, change, message):
   source = tmp_path / "in.jsonl"
   source.write_text('{"items": []}\n')
   values = {"workdir": str(tiny.finished()), "histories": str(source), "k": "3",
-            "output": str(tmp_path / "out.jsonl"), "step": None, "data_dir": None, **change}
+            "output": str(tmp_path / "out.jsonl"), "step": None, "data_dir": None,
+            "backbone": None, **change}
   values["k"] = int(values["k"])
   monkeypatch.setattr(recommend, "FLAGS", type("Flags", (), values))
   with pytest.raises(errors.UserError, match=message):

@@ -21,7 +21,7 @@ class Untimed:
   Users are the same in all of them. Items are numbered apart, and become DOMAIN:ITEM. Times are
   random, a function of the seed, the domain and the row.
   """
-  roles = readers.ROLES
+  roles = ("user", "item", "time", "rating", "domain")
   ticks = 1
 
   def __init__(self, tables, *, seed):
