@@ -97,7 +97,12 @@ def demo_data(tmp_path_factory):
   return str(folder)
 
 
-@pytest.mark.parametrize("path", RUNS)
+# Their steps take a minute to compile; what is special about them has tests of its own.
+SLOW = ("configs/cl4srec_ml1m.py", "configs/nbp_tafeng.py", "configs/conet.py")
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, marks=[pytest.mark.slow] * (path in SLOW))
+                                  for path in RUNS])
 def test_takes_a_step(path, demo_data, tmp_path):
   config = spec.load_config(path)
   protocol, metric = {"masked_rating": ("rating", "mae"), "margin_ranking": ("filtered", "mrr"),
