@@ -58,6 +58,8 @@ def test_resuming_equals_not_stopping(transe, tmp_path):
   assert mine.keys() == theirs.keys()
   assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
   assert results.finished(workdir)["test"] == results.finished(transe)["test"]
+
+
 @pytest.mark.slow
 def test_transr_starts_from_transe_by_external_id(transe, tmp_path):
   config = tiny_graph.config("transr", **{
@@ -74,6 +76,8 @@ def test_transr_starts_from_transe_by_external_id(transe, tmp_path):
   assert np.array_equal(target.loc[source.index].to_numpy(), source.to_numpy())
   kernel = tiny.state(tmp_path / "transr")["params/projection/kernel"]
   assert 0 < np.abs(kernel - np.eye(8)).max() < 0.1
+
+
 @pytest.mark.slow
 def test_tucker_keeps_running_statistics(tmp_path):
   workdir = tmp_path / "tucker"

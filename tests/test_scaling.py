@@ -35,6 +35,8 @@ def test_the_estimate_adds_up():
   assert many["rows_per_s"] == pytest.approx(4 * 3 / 11)
   lines = scaling.table(step, chips=[8, 16], model_devices=2, rows=3)
   assert len(lines) == 2 + 2 * len(scaling.CHIPS) and len({line.count("|") for line in lines}) == 1
+
+
 @pytest.mark.slow
 def test_a_compiled_step_is_what_the_formulas_say():
   size = dict(items=4000, width=64, layers=1, length=16, rows=8, model_devices=2)
