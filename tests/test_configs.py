@@ -97,8 +97,10 @@ def demo_data(tmp_path_factory):
   return str(folder)
 
 
-# Their steps take a minute to compile; what is special about them has tests of its own.
-SLOW = ("configs/cl4srec_ml1m.py", "configs/nbp_tafeng.py", "configs/conet.py")
+# Their steps take a minute to compile; what is special about them has tests of its own, or they are
+# the ones of MovieLens-1M on other data.
+SLOW = ("configs/cl4srec_ml1m.py", "configs/nbp_tafeng.py", "configs/conet.py",
+        "configs/bert4rec_food_kitchen.py", "configs/caser_food_kitchen.py")
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, marks=[pytest.mark.slow] * (path in SLOW))
