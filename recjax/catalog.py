@@ -59,6 +59,7 @@ class Scores:
   def held(self):
     """Returns how many rows are scored here: N + 1, or those of the share."""
     return min(self.table.shape[self.axis], len(self))
+
   def without(self, barred):
     """Returns these scores with `BARRED` as the bias of the ids that `barred`, bool [N + 1], has.
 

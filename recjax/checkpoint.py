@@ -154,7 +154,7 @@ class Checkpoints:
     try:
       meta = _read_meta(self._manager, step)
       found = _read_trees(self._manager, step, {"params": abstract}, meta, self._split)["params"]
-      return trees.unflatten({**trees.flatten(like), **trees.flatten(found)})
+      return trees.join(like, trees.flatten(found))
     except CorruptError as error:
       raise errors.UserError(
         f"{self._root}: the best checkpoint, of step {step}, is damaged or gone ({error}); no "
@@ -185,7 +185,7 @@ class Checkpoints:
     found = _read_trees(self._manager, step, want, meta, self._split)
     rng = jax.random.wrap_key_data(found["rng"]["key"])
     step_array = jax.device_put(np.asarray(meta["step"], np.int32), abstract.step.sharding)
-    params = trees.unflatten({**frozen, **trees.flatten(found["params"])})
+    params = trees.join(found["params"], frozen)
     state = abstract.replace(step=step_array, params=params, opt_state=found["opt_state"], rng=rng)
     return state, meta["host"]
 

@@ -145,13 +145,8 @@ class Backbone:
 
   def widen(self, state):
     """Returns the whole state of a narrow one."""
-    return state.replace(params=join(state.params, self.frozen), opt_state=jax.tree.unflatten(
+    return state.replace(params=trees.join(state.params, self.frozen), opt_state=jax.tree.unflatten(
       self.whole, jax.tree.leaves(state.opt_state)))
-
-
-def join(params, frozen):
-  """Returns the parameter tree with the leaves of {leaf name: array} beside its own."""
-  return trees.unflatten({**trees.flatten(params), **frozen})
 
 
 def shared_backbone(setting, config, states):
@@ -269,11 +264,12 @@ def make_steps(setting, config, *, lanes):
   def lane(state, numbers, resident, count, frozen):
     own = spec.override(config.copy_and_resolve_references(),
                         {f"optim.{name}": number for name, number in numbers.items()})
-    tx, _, trainable = setting.make_optimizer(own, join(state.params, frozen), part=state.params)
+    tx, _, trainable = setting.make_optimizer(own, trees.join(state.params, frozen),
+                                             part=state.params)
     apply_fn = None
     if frozen:
       apply_fn = lambda params, *args, **kwargs: setting.exp.apply_fn(
-        join(params, frozen), *args, **kwargs)
+        trees.join(params, frozen), *args, **kwargs)
     return setting.make_steps(tx, trainable, apply_fn=apply_fn)(state, resident, count)
 
   def in_turn(states, numbers, resident, count, frozen):

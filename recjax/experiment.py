@@ -255,7 +255,7 @@ class GraphExperiment(Experiment):
     return None
 
   def evaluator(self, split, *, contexts, protocols=None):
-    config, devices = self.config.eval, self.mesh.devices.size
+    config, devices = self.config.eval, partition.data_devices(self.mesh)
     common = dict(
       split=split, contexts=contexts, protocols=protocols or config.protocols,
       seed=config.candidates_seed, batch_size=-(-config.batch_size // devices) * devices,
@@ -297,8 +297,8 @@ def build(config):
   tables |= views.item_flags(data, config, extra_tokens=model.extra_tokens, features=bool(provided))
   if getattr(model, "biases", False):
     tables |= ratings.item_table(data)
-  if other := getattr(model, "extra_ratings", ""):
-    tables |= ratings.extra_tables(data, sequences.load(config.data_dir, other))
+  if name := getattr(model, "extra_ratings", ""):
+    tables |= ratings.extra_tables(data, sequences.load(config.data_dir, name))
   other = None
   if name := getattr(model, "other", ""):
     other = views.beside(config.data_dir, name, data)
@@ -368,10 +368,10 @@ def restore(workdir, *, step=None, data_dir=None, backbone=None):
       f"{workdir}: the checkpoint does not fit its config and the data in {config.data_dir} "
       f"({difference}); was the data set prepared anew?")
   like = exp.abstract(partition.pad_rows(exp.params_shapes(), exp.split, exp.mesh))
-  params = reader.params(list(want), like=trees.flatten(like), split=exp.split)
+  params = trees.unflatten(reader.params(list(want), like=trees.flatten(like), split=exp.split))
   if reader.task_of:
     config.transfer.checkpoint = backbone or config.transfer.checkpoint
     whole, plan, (source,) = exp.carry(config.transfer, exp.init_params(0))
     task_trees.check_backbone(workdir, reader.task_of, source.backbone(transfer.sources(plan)))
-    params = {**trees.flatten(exp.place(whole)), **params}
-  return exp, trees.unflatten(params), reader
+    params = trees.join(exp.place(whole), trees.flatten(params))
+  return exp, params, reader

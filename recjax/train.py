@@ -58,12 +58,13 @@ class Progress:
 
   def follow(self, step, order):
     """Notes what the order of batches depends on; says so where that is not what it was."""
-    if self.orders and self.orders[-1][1] != order:
+    if self.orders and self.orders[-1][1] == order:
+      return
+    if self.orders:
       record.warn(f"fed by {self.orders[-1][1]} until step {step}, from now on by {order}: batches "
                   "come in another order, and of the users of this epoch some come twice and "
                   "others not. The run goes on, but is not the one that would not have stopped")
-    if not self.orders or self.orders[-1][1] != order:
-      self.orders.append([step, order])
+    self.orders.append([step, order])
 
   def add(self, sums):
     """Adds the metrics of a group of steps."""

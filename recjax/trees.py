@@ -66,6 +66,11 @@ def map_names(fn, tree):
   return jax.tree_util.tree_map_with_path(lambda path, leaf: fn(name(path), leaf), tree)
 
 
+def join(tree, leaves):
+  """Returns the tree with {leaf name: value} beside its own leaves, or in their place."""
+  return unflatten({**flatten(tree), **leaves})
+
+
 def map_slots(fn, leaves, tree, *rest):
   """Returns the tree with fn(x, ..., leaves[leaf]) for chosen leaves and their optimizer slots.
 

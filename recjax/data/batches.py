@@ -130,17 +130,13 @@ def make_sampler(*, num_users, batch_size, length, window):
   that fill the window.
   """
   check_window(window)
-  per_epoch = -(-num_users // batch_size)
 
   def sample(tables, rng, step):
-    epoch, place = step // per_epoch, step % per_epoch
-    slot = place * batch_size + jnp.arange(batch_size)
-    row = permute(jnp.minimum(slot, num_users - 1), num_users, epoch_key(rng, epoch))
+    row, real = _rows_of_step(rng, step, num_users, batch_size)
     begin, end = tables["begin"][row], tables["end"][row]
     least = first_end(begin, end, length, window, jnp)
     if window != "last":
       end = least + _draw(step_key(rng, step), end - least)
-    real = slot < num_users
     index = end[:, None] - length + jnp.arange(length)
     inside = (index >= begin[:, None]) & real[:, None]
     take = lambda name: jnp.where(inside, tables[name][jnp.maximum(index, 0)], 0)
@@ -156,16 +152,21 @@ def make_row_sampler(*, num_rows, batch_size):
   Every epoch visits each of the `num_rows` rows once, in an order of its own; the last batch of an
   epoch is filled up with rows that the mask leaves out.
   """
-  per_epoch = -(-num_rows // batch_size)
-
   def sample(tables, rng, step):
     del tables
-    epoch, place = step // per_epoch, step % per_epoch
-    slot = place * batch_size + jnp.arange(batch_size)
-    rows = permute(jnp.minimum(slot, num_rows - 1), num_rows, epoch_key(rng, epoch))
-    return {"rows": rows, "mask": slot < num_rows}
+    rows, real = _rows_of_step(rng, step, num_rows, batch_size)
+    return {"rows": rows, "mask": real}
 
   return sample
+
+
+def _rows_of_step(rng, step, count, batch_size):
+  """Returns (rows int32 [B] of 0..count-1 that a step visits, bool [B] which do not fill up)."""
+  per_epoch = -(-count // batch_size)
+  epoch, place = step // per_epoch, step % per_epoch
+  slot = place * batch_size + jnp.arange(batch_size)
+  rows = permute(jnp.minimum(slot, count - 1), count, epoch_key(rng, epoch))
+  return rows, slot < count
 
 
 def check_window(window):

@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 
 from recjax import errors
-from recjax.data import graphs, metadata, prepare, readers, sequences
+from recjax.data import graphs, metadata, prepare, readers, sequences, sources
 
 ROLES = ("head", "relation", "tail")
 MAX_LINE = 1 << 16  # bytes
@@ -48,8 +48,9 @@ def _read_splits(config, raw_dir):
   digest, parts = hashlib.sha256(), {}
   for split in sequences.SPLITS:
     if name := config["files"].get(split):
-      rows = read_rows(_find(raw_dir, name), columns=config["columns"],
-                       separator=config["separator"], skip=config["skip"], digest=digest)
+      raw = readers.file(sources.required(raw_dir, name, "files"))
+      rows = read_rows(raw, columns=config["columns"], separator=config["separator"],
+                       skip=config["skip"], digest=digest)
       given = config["relation"].encode()
       parts[split] = [(row["head"], row.get("relation", given), row["tail"]) for row in rows]
   if "train" not in parts:
@@ -89,20 +90,12 @@ def read_rows(raw, *, columns, separator, skip=0, digest=None):
   return rows
 
 
-def _find(raw_dir, name):
-  path = readers.find(raw_dir, name)
-  if path is None:
-    raise errors.UserError(f"no {name} in {str(raw_dir)!r} (nor .gz, nor right in it); check "
-                           "--raw_dir and --config.files")
-  return readers.file(path)
-
-
 def _read_items(config, raw_dir):
   """Returns [(item, entity)] of the file that says which items are entities; [] without one."""
   if not config["items"]["file"]:
     return []
-  rows = read_rows(_find(raw_dir, config["items"]["file"]), columns=config["items"]["columns"],
-                   separator=config["separator"])
+  raw = readers.file(sources.required(raw_dir, config["items"]["file"], "files"))
+  rows = read_rows(raw, columns=config["items"]["columns"], separator=config["separator"])
   return [(row["item"], row["entity"]) for row in rows]
 
 

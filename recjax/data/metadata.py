@@ -83,12 +83,7 @@ def read_table(path, *, item="item", title="title", features=(), texts=(), separ
   missing = sorted({*features, *texts} - set(names))
   if missing:
     raise errors.UserError(f"{path}: no column {missing[0]!r} (there are: {', '.join(names)})")
-  ids, seen = [row[0] if row else "" for row in columns[item]], set()
-  for row, external in enumerate(ids):
-    if not external or external in seen:
-      what = f"item {external!r} is listed twice" if external else "the item is empty"
-      raise errors.UserError(f"{place(row)}: {what}")
-    seen.add(external)
+  ids = distinct_ids(columns[item], place, "item")
   fields = {}
   for name in [*(features or [n for n in names if n not in (item, title, *texts)]), *texts]:
     if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name.endswith("_ids"):
@@ -103,6 +98,23 @@ def read_table(path, *, item="item", title="title", features=(), texts=(), separ
   prose = {name: {i: " ".join(row) for i, row in zip(ids, columns[name], strict=True)}
            for name in texts}
   return Items(fields, titles, name=str(path), texts=prose)
+
+
+def distinct_ids(column, place, what):
+  """Returns the ids [n] (str) of a column of `read_strings`; a missing or repeated one is an error.
+
+  Args:
+    column: of the table.
+    place: likewise, for messages.
+    what: an id stands for, a user or an item.
+  """
+  ids, seen = [row[0] if row else "" for row in column], set()
+  for row, external in enumerate(ids):
+    if not external or external in seen:
+      wrong = f"{what} {external!r} is listed twice" if external else f"the {what} is empty"
+      raise errors.UserError(f"{place(row)}: {wrong}")
+    seen.add(external)
+  return ids
 
 
 def read_strings(path, separator=","):

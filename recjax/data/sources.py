@@ -113,7 +113,8 @@ def table_rules(config, domains):
   return named
 
 
-def _find(raw_dir, name, field):
+def required(raw_dir, name, field):
+  """Returns the path that `readers.find` finds, or says which field of the config names it."""
   path = readers.find(raw_dir, name)
   if path is None:
     raise errors.UserError(f"no {name} in {os.fspath(raw_dir)!r} (nor .gz, nor right in it); check "
@@ -122,14 +123,14 @@ def _find(raw_dir, name, field):
 
 
 def _untimed(config, raw_dir):
-  paths = {domain: _find(raw_dir, name, f"files.{domain}")
+  paths = {domain: required(raw_dir, name, f"files.{domain}")
            for domain, name in config["files"].items()}
   reader = untimed.open_tables(paths, seed=config["seed"], rating_range=config["rating_range"])
   return Source(reader, lambda domains: config["datasets"], repeats=False)
 
 
 def _sequences(config, raw_dir):
-  find = lambda field: _find(raw_dir, config[field], field)
+  find = lambda field: required(raw_dir, config[field], field)
   raw = readers.file(find("sequences"))
   users, _ = sequence_text.read_map(find("user_map")) if config["user_map"] else (None, None)
   numbers, codes = sequence_text.read_map(find("item_map")) if config["item_map"] else (None, None)
@@ -146,12 +147,7 @@ def _sequences(config, raw_dir):
 
 
 def _baskets(config, raw_dir):
-  raws = []
-  for name in config["baskets"]:
-    if (path := readers.find(raw_dir, name)) is None:
-      raise errors.UserError(f"no {name} in {os.fspath(raw_dir)!r} (nor .gz, nor right in it); "
-                             "check --raw_dir and --config.baskets")
-    raws.append(readers.file(path))
+  raws = [readers.file(required(raw_dir, name, "baskets")) for name in config["baskets"]]
   return Source(basket_json.BasketJson(raws), lambda domains: config["datasets"])
 
 

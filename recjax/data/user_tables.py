@@ -41,12 +41,7 @@ def read_table(path, *, user, separator=","):
   if user not in names:
     raise errors.UserError(f"{path}: no column {user!r} for the user (there are: "
                            f"{', '.join(names)}); set --config.user_column")
-  ids, seen = [row[0] if row else "" for row in columns[user]], set()
-  for row, external in enumerate(ids):
-    if not external or external in seen:
-      what = f"user {external!r} is listed twice" if external else "the user is empty"
-      raise errors.UserError(f"{place(row)}: {what}")
-    seen.add(external)
+  ids = metadata.distinct_ids(columns[user], place, "user")
   found = {}
   for name in (n for n in names if n != user):
     if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name.endswith("_ids"):

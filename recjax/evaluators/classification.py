@@ -5,7 +5,7 @@ each of which counts alike, however rare it is among the users (labels that no u
 never predicted are left out). Accuracy is a mean over users and can be tested in pairs; F1 is not.
 """
 
-import collections
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -76,9 +76,7 @@ class Classification:
       raise errors.UserError(f"data set {data.name!r} has no users with {profile['attribute']!r} "
                              f"to train on, or none for {split}; change objective.profile's val "
                              "and test")
-    if max_users is not None and max_users < len(self.users):
-      chosen = np.random.default_rng(seed).choice(self.users, max_users, replace=False)
-      self.users = np.sort(chosen)
+    self.users = held_out.subset(self.users, max_users, seed)
     self._labels = labels[self.users]
     self._majority = int(np.bincount(labels[self._members["train"]]).argmax())
     self._spans = {context: held_out.history_span(data, self.users, "test", context)
@@ -98,22 +96,14 @@ class Classification:
       self._predict = (predict, jax.jit(predict))
     contexts = contexts or self.contexts
     found = {context: np.zeros(len(self.users), np.int32) for context in contexts}
-    waiting = collections.deque()
-    def collect():
-      context, rows, batch = waiting.popleft()
-      scores = held_out.fetch(batch)[:len(self.users[rows]), 1:]
+    places = itertools.product(held_out.pieces(len(self.users), self._batch_size), contexts)
+    for (rows, context), batch in held_out.fetched(
+        (place, self._predict[1](params, *self._batch(*place))) for place in places):
+      scores = batch[:len(self.users[rows]), 1:]
       if np.isnan(scores).any():
         raise FloatingPointError("NaN among the scores of labels for user "
                                  f"{self.users[rows][np.argmax(np.isnan(scores).any(axis=1))]}")
       found[context][rows] = scores.argmax(axis=1) + 1
-    for low in range(0, len(self.users), self._batch_size):
-      rows = slice(low, low + self._batch_size)
-      for context in contexts:
-        waiting.append((context, rows, self._predict[1](params, *self._batch(rows, context))))
-        if len(waiting) > held_out.IN_FLIGHT:
-          collect()
-    while waiting:
-      collect()
     return self._results(found)
 
   def references(self):

@@ -5,8 +5,6 @@ edge to in any split, drawn uniformly by a seed. `auc` is the share of those tha
 counting half; ranks are among all of them, ties in the middle.
 """
 
-import collections
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,9 +45,7 @@ class Edges:
     if not len(edges):
       raise errors.UserError(f"data set {graph.name!r} has no edge in its {split} split")
     rng = np.random.default_rng(seed)
-    self.rows = np.arange(len(edges))
-    if max_users is not None and max_users < len(edges):
-      self.rows = np.sort(rng.choice(len(edges), max_users, replace=False))
+    self.rows = held_out.subset(np.arange(len(edges)), max_users, rng)
     edges = edges[self.rows]
     self._given = edges[:, 0]
     self._candidates = np.concatenate(
@@ -66,19 +62,10 @@ class Edges:
     if predict != self._compare[0]:
       self._compare = (predict, jax.jit(predict))
     scores = np.zeros(self._candidates.shape, np.float32)
-    waiting = collections.deque()
-    def collect():
-      rows, batch = waiting.popleft()
-      scores[rows] = held_out.fetch(batch)[:len(self._given[rows])]
-    for low in range(0, len(self._given), self._batch_size):
-      rows = slice(low, low + self._batch_size)
-      arrays = [self._put(held_out.fill(x[rows], self._batch_size))
-                for x in (self._given, self._candidates)]
-      waiting.append((rows, self._compare[1](params, *arrays)))
-      if len(waiting) > held_out.IN_FLIGHT:
-        collect()
-    while waiting:
-      collect()
+    pieces = held_out.pieces(len(self._given), self._batch_size)
+    for rows, batch in held_out.fetched(
+        (rows, self._compare[1](params, *self._batch(rows))) for rows in pieces):
+      scores[rows] = batch[:len(self._given[rows])]
     if np.isnan(scores).any():
       raise FloatingPointError("NaN among the scores of edges")
     return self._results(scores)
@@ -91,6 +78,10 @@ class Edges:
     mean = {"auc": 0.5, "mrr": np.mean(1 / places), "hits@10": np.mean(places <= 10)}
     chance = {name: np.full(len(self.rows), value, np.float32) for name, value in mean.items()}
     return {"chance": self._wrap(chance), "popularity": self._results(degree[self._candidates])}
+
+  def _batch(self, rows):
+    return [self._put(held_out.fill(x[rows], self._batch_size))
+            for x in (self._given, self._candidates)]
 
   def _results(self, scores):
     true, others = scores[:, :1], scores[:, 1:]

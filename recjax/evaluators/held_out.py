@@ -1,5 +1,7 @@
 """What every evaluator of held-out interactions needs: whose, after what, and fetched how."""
 
+import collections
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -32,9 +34,20 @@ def choose_users(data, split, max_users, seed):
   if not len(users):
     raise errors.UserError(f"data set {data.name!r} has no user with an item in its {split} split; "
                            "evaluate another split or prepare the data with another rule")
-  if max_users is not None and max_users < len(users):
-    users = np.sort(np.random.default_rng(seed).choice(users, max_users, replace=False))
-  return users
+  return subset(users, max_users, seed)
+
+
+def subset(rows, most, seed):
+  """Returns `rows`, or `most` of them in ascending order, if there are more.
+
+  Args:
+    rows: [n], ascending.
+    most: a number, or None: all of them.
+    seed: that fixes the choice, or a numpy Generator.
+  """
+  if most is None or most >= len(rows):
+    return rows
+  return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
 
 
 def history_span(data, users, split, context):
@@ -53,6 +66,26 @@ def fill(array, size):
   out = np.zeros((size, *array.shape[1:]), array.dtype)
   out[:len(array)] = array
   return out
+
+
+def pieces(count, size):
+  """Returns the slices of `count` rows that hold `size` each, the last one what is left."""
+  return [slice(low, low + size) for low in range(0, count, size)]
+
+
+def fetched(batches):
+  """Yields (label, arrays on the host) of (label, arrays on the devices), a few batches later.
+
+  So that the next ones are computed meanwhile: what `batches` yields was dispatched, not awaited.
+  """
+  waiting = collections.deque()
+  for batch in batches:
+    waiting.append(batch)
+    if len(waiting) > IN_FLIGHT:
+      label, arrays = waiting.popleft()
+      yield label, fetch(arrays)
+  for label, arrays in waiting:
+    yield label, fetch(arrays)
 
 
 def fetch(tree):

@@ -6,7 +6,7 @@ after the first of them, so that a constant scorer has the mean rank of chance. 
 the mean over its two sides; `filtered_head` and the like are of one side.
 """
 
-import collections
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +50,7 @@ class Links:
     triples = graph.split(split)
     if not len(triples):
       raise errors.UserError(f"data set {graph.name!r} has no triple in its {split} split")
-    self.rows = np.arange(len(triples))
-    if max_users is not None and max_users < len(triples):
-      self.rows = np.sort(np.random.default_rng(seed).choice(len(triples), max_users,
-                                                             replace=False))
+    self.rows = held_out.subset(np.arange(len(triples)), max_users, seed)
     self._triples, self._known = triples[self.rows], graph.known()
     self._of_triples = _queries_of(self._known, self._triples, graph)
     self._width = int(np.max((self._known.end - self._known.begin)[self._of_triples]))
@@ -71,22 +68,14 @@ class Links:
     if predict != self._rank[0]:
       self._rank = (predict, jax.jit(lambda params, *batch: _counts(predict, params, *batch)))
     found = {kind: np.zeros((len(self.rows), 2)) for kind in ("raw", "filtered")}
-    waiting = collections.deque()
-    def collect():
-      rows, side, batch = waiting.popleft()
-      raw, filtered, broken = (x[:len(self.rows[rows])] for x in held_out.fetch(batch))
+    places = itertools.product(held_out.pieces(len(self.rows), self._batch_size), range(2))
+    for (rows, side), batch in held_out.fetched(
+        (place, self._rank[1](params, *self._batch(*place))) for place in places):
+      raw, filtered, broken = (x[:len(self.rows[rows])] for x in batch)
       if broken.any():
         raise FloatingPointError("NaN among the scores of triple "
                                  f"{self._names()[rows][np.argmax(broken)]!r}")
       found["raw"][rows, side], found["filtered"][rows, side] = raw, filtered
-    for low in range(0, len(self.rows), self._batch_size):
-      rows = slice(low, low + self._batch_size)
-      for side in range(2):
-        waiting.append((rows, side, self._rank[1](params, *self._batch(rows, side))))
-        if len(waiting) > held_out.IN_FLIGHT:
-          collect()
-    while waiting:
-      collect()
     return self._results({kind: _metrics(ranks) for kind, ranks in found.items()})
 
   def references(self):

@@ -14,7 +14,6 @@ they are counted over blocks of the catalog; there, and where scores are costly,
 are scored if no protocol asks for all items.
 """
 
-import collections
 import functools
 
 import jax
@@ -121,18 +120,16 @@ class Ranking:
     if score_fn != self._score[0]:  # Not `is`: each look-up of a method is a new object.
       self._score = (score_fn, jax.jit(functools.partial(self._stream, score_fn)
                                        if self._streams else score_fn))
-    found, each, waiting = {}, {}, collections.deque()
-    for low in range(0, len(self.users), self._batch_size):
-      rows = self._order[low:low + self._batch_size]
-      mask, batch = self._batch(rows)
-      for context in contexts or self.contexts:
-        histories = self._histories(rows, context, history_length or self._history_length)
-        counts = self._counts(params, batch, histories)
-        waiting.append((context, rows, mask, counts))
-        if len(waiting) > held_out.IN_FLIGHT:
-          self._collect(found, each, *waiting.popleft())
-    for entry in waiting:
-      self._collect(found, each, *entry)
+    def dispatch():
+      for piece in held_out.pieces(len(self.users), self._batch_size):
+        rows = self._order[piece]
+        mask, batch = self._batch(rows)
+        for context in contexts or self.contexts:
+          histories = self._histories(rows, context, history_length or self._history_length)
+          yield (context, rows, mask), self._counts(params, batch, histories)
+    found, each = {}, {}
+    for label, counts in held_out.fetched(dispatch()):
+      self._collect(found, each, *label, counts)
     items, offsets = self._positives
     owners = np.repeat(np.arange(len(self.users), dtype=np.int32), np.diff(offsets))
     return values.Results(self.users, found, values.Positives(owners, items, each))
@@ -178,8 +175,7 @@ class Ranking:
     return score_fn(params, batch["users"], *histories, readout=readout)
 
   def _collect(self, found, each, context, rows, mask, counts):
-    """Fetches one batch's counts; writes metrics of users to `found`, of positives to `each`."""
-    counts = held_out.fetch(counts)
+    """Writes metrics of users to `found` and of positives to `each`, from one batch's counts."""
     if counts["nan"][:len(rows)].any():
       user = self.users[rows[np.argmax(counts["nan"][:len(rows)])]]
       raise FloatingPointError(f"NaN among the scores of user {user} (context {context!r}); "

@@ -5,7 +5,7 @@ reported: `rmse` and `mae` pool all held-out ratings, `user_rmse` and `user_mae`
 users of each user's own error. With few ratings a user the latter RMSE is much the smaller.
 """
 
-import collections
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -96,18 +96,10 @@ class Rating:
       self._predict = (predict, jax.jit(predict))
     contexts = contexts or self.contexts
     predicted = {context: np.zeros(self._targets.shape, np.float32) for context in contexts}
-    waiting = collections.deque()
-    def collect():
-      context, rows, batch = waiting.popleft()
-      predicted[context][rows] = held_out.fetch(batch)[:len(self.users[rows])]
-    for low in range(0, len(self.users), self._batch_size):
-      rows = slice(low, low + self._batch_size)
-      for context in contexts:
-        waiting.append((context, rows, self._predict[1](params, *self._batch(rows, context))))
-        if len(waiting) > held_out.IN_FLIGHT:
-          collect()
-    while waiting:
-      collect()
+    places = itertools.product(held_out.pieces(len(self.users), self._batch_size), contexts)
+    for (rows, context), batch in held_out.fetched(
+        (place, self._predict[1](params, *self._batch(*place))) for place in places):
+      predicted[context][rows] = batch[:len(self.users[rows])]
     return self._results(predicted)
 
   def references(self):

@@ -14,7 +14,7 @@ from recjax.objectives import objective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Edges(objective.Objective):
+class Edges(objective.OfRows):
   """Tells a node's contexts from `num_negatives` others (Mikolov et al. 2013, Eq. 4)."""
   num_entities: int
   num_negatives: int = 5  # K
@@ -25,11 +25,6 @@ class Edges(objective.Objective):
     if self.num_negatives < 1:
       raise errors.UserError("config.objective: num_negatives must be at least 1, not "
                              f"{self.num_negatives}")
-
-  def counts(self, batch):
-    """Returns how many examples and "tokens" a batch holds: its edges or starts of walks."""
-    real = jnp.sum(batch["mask"])
-    return {"examples": real, "tokens": real}
 
   def inputs(self, rng, given, contexts, resident):
     """Returns the model's inputs for nodes [B, L] and contexts [B, M]."""

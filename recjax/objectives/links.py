@@ -16,7 +16,7 @@ CORRUPTION = ("unif", "bern")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Links(objective.Objective):
+class Links(objective.OfRows):
   """An objective of a graph; `graphs.resident` is what it samples from.
 
   `examples` names the resident array whose rows an epoch visits. `penalty` weighs what the model
@@ -25,11 +25,6 @@ class Links(objective.Objective):
   num_entities: int  # E
   penalty: float = 0.0
   task = "links"
-
-  def counts(self, batch):
-    """Returns how many examples and "tokens" a batch holds: its triples or queries."""
-    real = jnp.sum(batch["mask"])
-    return {"examples": real, "tokens": real}
 
   def predict(self, apply_fn, params, given, relations, asks_head):
     """Returns float32 [B, E]: scores of all entities for the asked side.

@@ -50,3 +50,12 @@ class Objective:
   def room(self, max_len):
     """Returns how many past items fit `max_len` positions: all of them."""
     return max_len
+
+
+class OfRows(Objective):
+  """Defaults of objectives whose batches are rows of what an epoch visits, with a mask."""
+
+  def counts(self, batch):
+    """Returns how many examples and "tokens" a batch holds: its rows."""
+    real = jnp.sum(batch["mask"])
+    return {"examples": real, "tokens": real}
