@@ -1,5 +1,7 @@
 """Cold items: what is held out is in no training, remains its users', and is tested."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,13 @@ def test_what_is_held_out_remains_its_users(pair):
     assert sorted(before.items[rows]) == sorted(after.items[rows])
     moved = dict(zip(after.times[rows], after.items[rows], strict=True))
     assert moved == dict(zip(before.times[rows], before.items[rows], strict=True))
+
+
+def test_marks_of_baskets_move_with_their_rows(pair):
+  before, _ = pair
+  marks = np.arange(len(before.items), dtype=np.int32)
+  after = held_out.hold_out(dataclasses.replace(before, baskets=marks), (0.3, 1))
+  assert np.array_equal(np.asarray(before.items)[after.baskets], after.items)
 
 
 def test_the_choice_goes_by_external_id_and_seed(pair):

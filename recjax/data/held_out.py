@@ -35,8 +35,8 @@ def hold_out(data, wanted):
            "interactions": int(gone.sum())}
   return dataclasses.replace(
     data, manifest={**data.manifest, "held_out_items": about, "mean_train_length": mean},
-    items=take(data.items), times=take(data.times), ratings=take(data.ratings), splits=splits,
-    held_out=held)
+    items=take(data.items), times=take(data.times), ratings=take(data.ratings),
+    baskets=take(data.baskets), splits=splits, held_out=held)
 
 
 def _choose(data, share, seed):

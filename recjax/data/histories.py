@@ -18,7 +18,7 @@ def join(data, other):
   Users and items are matched by external id; items that `data` does not know are left out. The
   train split is what comes from `other`, "targets" (`sequences.PARTS`) what trains in `data`, and
   validation and test are those of `data`, as are items, domain and `item_counts`. There are no
-  times and ratings.
+  times, ratings and baskets.
   """
   for part in (data, other):
     if part.shards is not None:
@@ -44,7 +44,7 @@ def join(data, other):
   return dataclasses.replace(
     data, manifest={**data.manifest, "split": rule}, offsets=offsets, items=rows, splits=splits,
     counts=np.stack([data.item_counts(split) for split in sequences.SPLITS]), times=None,
-    ratings=None)
+    ratings=None, baskets=None)
 
 
 def _train(data, other):
