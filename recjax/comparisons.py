@@ -176,7 +176,7 @@ def by_slice(runs, pairs, *, metric, context, protocols, draws=10_000, seed=0):
 
   Args:
     runs, pairs: as in `compare`.
-    metric: per-user metric; of single items what stands for it there is taken.
+    metric: run -> its per-user metric; of single items what stands for it there is taken.
     context: whose values to take.
     protocols: which ones.
     draws: of the bootstrap.
@@ -191,7 +191,7 @@ def by_slice(runs, pairs, *, metric, context, protocols, draws=10_000, seed=0):
     sides = ours, theirs, rows[:len(ours)], rows[len(ours):]
     base = {"label": label, "run": a, "against": b, "context": context}
     for protocol in protocols:
-      cells += _sliced(sides, {**base, "protocol": protocol}, metric)
+      cells += _sliced(sides, {**base, "protocol": protocol}, metric(a))
   tested_cells = [cell for cell in cells if len(cell.diff) >= SLICE_USERS]
   measure(tested_cells, draws, seed)
   decide([cell.entry for cell in tested_cells], ("p_t",))

@@ -50,6 +50,7 @@ def needed_metrics(config):
   """Returns the metrics that a study's report reads of its runs, that of the curves first."""
   headline = tuple(config.get("headline") or metrics_lib.HEADLINE)
   named = [claims_lib.target(claim, headline[0])[-1] for claim in config.get("claims") or ()]
+  named += [where.rpartition("/")[2] for _, where, _ in config.get("tasks") or ()]
   return tuple(dict.fromkeys([*headline, *comparisons.tested((*headline, *named))]))
 
 
@@ -74,8 +75,9 @@ def load_run(folder, name, seed, *, metrics=metrics_lib.HEADLINE):
     raise errors.UserError(f"{folder / 'per_user_test.npz'}: train_length does not fit the users; "
                            f"delete {os.fspath(folder)!r} to run it again")
   by_popularity = _load_positives(folder, len(users), report.get("context"), metrics)
-  return Run(name, seed, report, users, arrays, read_curve(folder / "metrics.jsonl", metrics[0]),
-             lengths, by_popularity)
+  curves = (read_curve(folder / "metrics.jsonl", metric) for metric in metrics)
+  return Run(name, seed, report, users, arrays, next(filter(None, curves), {}), lengths,
+             by_popularity)
 
 
 def _load_positives(folder, users, context, metrics):
@@ -186,19 +188,24 @@ def build(config, runs, *, states=(), command=""):
   draws = config.get("bootstrap_draws") or _DRAWS
   shown = {name: runs[name] for _, name in rows if name in runs}
   context = next((group[0].report["context"] for group in shown.values()), None)
+  tasks = _tasks(config, shown)
   pairs = [(*row, baseline_of(config, row[1])) for row in rows if baseline_of(config, row[1])]
   versus = [tuple(pair) for pair in config.get("comparisons") or ()]
+  measured = tuple(dict.fromkeys([*metrics, *(task["metric"] for task in tasks)]))
   entries = comparisons.compare(
-    runs, pairs + versus, metrics=comparisons.tested(metrics), draws=draws)
+    runs, pairs + versus, metrics=comparisons.tested(measured), draws=draws)
   for entry in entries:
     entry["to_baseline"] = (entry["label"], entry["run"], entry["against"]) in pairs
   everything = [run for group in runs.values() for run in group]
   data = {run.report["data"]["name"]: run.report["data"] for run in everything}
-  table = [_row(label, name, runs.get(name, []), config) for label, name in rows]
-  primary = comparisons.per_user_metric(
-    metrics[0], {key.rsplit("/", 1)[-1] for group in shown.values() for key in group[0].values})
-  protocols = tables.slice_protocols({p for row in table for p in row["results"].get(context, {})})
-  movers = [pair for pair in pairs if config.runs[pair[1]].get("source")]
+  primary = _tested(metrics[0], shown.values())
+  judged = {run: task for task in tasks for run in task["runs"]}
+  table = [_row(label, name, runs.get(name, []), config, judged.get(
+    name, {"title": None, "metric": metrics[0], "tested": primary})) for label, name in rows]
+  tested = {row["run"]: row["tested"] for row in table}
+  protocols = list(dict.fromkeys(task["protocol"] for task in tasks)) or tables.slice_protocols(
+    {p for row in table for p in row["results"].get(context, {})})
+  movers = [pair for pair in pairs if config.runs[pair[1]].get("source") and tested[pair[1]]]
   return {
     "title": config.title,
     "finished": all(s["state"] == "done" for s in states),
@@ -210,16 +217,17 @@ def build(config, runs, *, states=(), command=""):
     "tested": primary,
     "data": data,
     "data_rows": _data_rows(config),
+    "tasks": tasks,
     "rows": table,
-    "references": _references(shown),
+    "references": _references(shown, {run: task["title"] for run, task in judged.items()}),
     "comparisons": entries,
     "slices": {
       "protocols": protocols,
       "missing": [name for name, group in shown.items()
                   if not all("slices" in run.report for run in group)],
       "gains": comparisons.by_slice(
-        runs, movers, metric=primary, context=context, protocols=protocols,
-        draws=max(draws // 5, 1)) if primary else []},
+        runs, movers, metric=tested.get, context=context, protocols=protocols,
+        draws=max(draws // 5, 1))},
     "claims": claims_lib.read(
       config.get("claims") or (), runs, {run: label for label, run in rows}, context=context,
       default=f"{(protocols or ['full'])[0]}/{metrics[0]}", draws=draws),
@@ -231,10 +239,29 @@ def build(config, runs, *, states=(), command=""):
   }
 
 
-def _row(label, name, runs, config):
+def _tasks(config, shown):
+  """Returns the study's tasks, of the runs at hand: {"title", "protocol", "metric", "tested",
+  "runs"}; `metric` is what is shown, `tested` what has a value for each user.
+  """
+  found = []
+  for title, where, names in config.get("tasks") or ():
+    protocol, _, metric = where.rpartition("/")
+    names = [name for name in names if name in shown]
+    found.append({"title": title, "protocol": protocol, "metric": metric, "runs": names,
+                  "tested": _tested(metric, [shown[name] for name in names])})
+  return found
+
+
+def _tested(metric, groups):
+  known = {key.rsplit("/", 1)[-1] for group in groups for key in group[0].values}
+  return comparisons.per_user_metric(metric, known)
+
+
+def _row(label, name, runs, config, task):
   labels, baseline = {run: label for label, run in config.rows}, baseline_of(config, name)
   cut = [run.report.get("slices", {}) for run in runs]
-  return {"label": label, "run": name, "seeds": [run.seed for run in runs],
+  return {"label": label, "run": name, "task": task["title"], "metric": task["metric"],
+          "tested": task["tested"], "seeds": [run.seed for run in runs],
           "baseline": labels.get(baseline, baseline),
           "transfers": bool(config.runs[name].get("source")),
           "data": runs[0].report["data"]["name"] if runs else None, "curve": curves(runs),
@@ -242,21 +269,24 @@ def _row(label, name, runs, config):
           "slices": {kind: _slice_row(cut, kind, "test") for kind in (cut[0] if cut else ())}}
 
 
-def _references(shown):
-  """Returns a row for every reference on every data set; all runs of one repeat the same."""
+def _references(shown, tasks):
+  """Returns a row for every reference of every task and data set; their runs repeat the same."""
   rows = {}
-  for group in shown.values():
+  for run, group in shown.items():
     for report in (run.report for run in group):
       for name in report.get("references", REFERENCES):
-        row = rows.setdefault((name, report["data"]["name"]), {"results": {}, "slices": {}})
+        row = rows.setdefault((name, report["data"]["name"], tasks.get(run)),
+                              {"results": {}, "slices": {}})
         row["results"] |= aggregate([report[name]])
         for kind, pieces in report.get("slices", {}).items():
           if any(name in piece for piece in pieces.values()):
             row["slices"][kind] = _slice_row([report["slices"]], kind, name)
-  several = len({data for _, data in rows}) > 1
+  several = len({data for _, data, task in rows if task is None}) > 1
   order = sorted(rows, key=lambda key: key[0] != "chance")
-  return [{"name": name, "data": data, "label": f"{name}, {data}" if several else name,
-           **rows[name, data]} for name, data in order]
+  label = lambda name, data, task: f"{task}: {name}" if task else (
+    f"{name}, {data}" if several else name)
+  return [{"name": key[0], "data": key[1], "task": key[2], "label": label(*key), **rows[key]}
+          for key in order]
 
 
 def _slice_row(cut, kind, name):

@@ -1,7 +1,7 @@
 """A study's report.md, section by section."""
 
 from recjax import claims as claims_lib
-from recjax import slices, statistics, tables
+from recjax import slices, statistics, tables, trade_offs
 from recjax.evaluators import metrics as metrics_lib
 
 SURVEY_METRICS = ("ndcg@3", "ndcg@5", "ndcg@10", "recall@3", "recall@5", "recall@10")
@@ -43,6 +43,7 @@ def markdown(report, images=()):
   parts += [_unfinished(report), _data_section(report), _what_ran(report), _claims_section(report)]
   for context in _contexts(report):
     parts += [f"## Results, context `{context}`", _context_note(report, context),
+              trade_offs.section(report) if report["tasks"] and context == report["context"] else
               tables.table(*tables.results(report, context))]
   parts += [_survey_section(report), _published_section(report), _significance_section(report),
             _missing_slices(report), _negative_section(report)]
@@ -263,11 +264,12 @@ def _natural(item):
 
 
 def _significance_section(report):
-  metric = report["tested"]
+  tested = {row["run"]: row["tested"] for row in report["rows"]}
   entries = [e for e in report["comparisons"]
-             if e["metric"] == metric and e["context"] == report["context"]]
+             if e["metric"] == tested[e["run"]] and e["context"] == report["context"]]
   if not entries:
     return ""
+  metric = " or ".join(tables.metric_name(m) for m in dict.fromkeys(e["metric"] for e in entries))
   names, short = tables.protocols(report), ""
   if len(entries) > MOST_LINES:
     names, short = report["slices"]["protocols"], ", other protocols"
@@ -281,14 +283,16 @@ def _significance_section(report):
     for e in sorted((e for e in entries if e["protocol"] in names),
                     key=lambda e: names.index(e["protocol"]))]
   users = sorted({e["users"] for e in entries})
-  unit = " (smaller is better)" if metrics_lib.is_error(metric) else " in percentage points"
-  pooled = report["headline"][0]
-  instead = "" if metric == pooled else (
-    f" {tables.metric_name(pooled)} pools the users and has no value of each, so the tests are on "
-    f"{tables.metric_name(metric)} per user.")
+  errors = any(metrics_lib.is_error(e["metric"]) for e in entries)
+  unit = " (smaller is better)" if errors else " in percentage points"
+  pooled = dict.fromkeys(tables.metric_name(row["metric"]) for row in report["rows"]
+                         if row["metric"] != row["tested"] is not None)
+  instead = "" if not pooled else (
+    f" {' and '.join(pooled)} pools the users and has no value of each, so the tests are on "
+    f"{metric} per user.")
   return "\n\n".join([
     "## Significance",
-    f"Paired differences of {tables.metric_name(metric)}{unit}, context `{report['context']}`, "
+    f"Paired differences of {metric}{unit}, context `{report['context']}`, "
     f"{' or '.join(f'{n:,}' for n in users)} users.{instead} Other metrics{short} and contexts are "
     "in report.json.",
     tables.table(["protocol", "comparison", "difference, 95 % CI", "p t-test (Holm)",
@@ -307,7 +311,7 @@ def _negative_section(report):
     return ""
   tested = sum(e["verdict"] is not None for e in gains)
   lines = [
-    f"- **{e['label']}** against {_baseline(report, e)}, `{e['protocol']}`, {_slice_name(e)} "
+    f"- **{e['label']}** against {_baseline(report, e)}, `{e['protocol']}`, {tables.slice_name(e)} "
     f"({e['users']:,} users): {tables.metric_name(e['metric'])} {tables.difference(e)}, "
     f"p {tables.p_value(e['p_t_holm'])} ▼ hurts" for e in gains if e["verdict"] == "worse"]
   found = "\n".join(lines) or "None."
@@ -322,44 +326,41 @@ def _baseline(report, entry):
               entry["against"])
 
 
-def _slice_name(entry):
-  return {"all": "all users", "history": f"history {entry['slice']}",
-          "popularity": f"{entry['slice']} items"}[entry["kind"]]
-
-
 def _slice_section(report, kind):
   """Returns the tables of one kind of slices: values of all rows, gains of those that transfer."""
-  rows = [row for row in [*report["references"], *report["rows"]] if row["slices"].get(kind)]
   names = {"history": slices.HISTORY, **slices.OF_ITEMS}[kind]
   title, of = KINDS[kind]
   parts = []
-  for protocol in report["slices"]["protocols"]:
-    metric = _slice_metric(report, rows, kind, protocol)
+  for group in tables.groups(report, report["slices"]["protocols"]):
+    protocol = group["protocol"]
+    rows = [row for row in [*group["references"], *group["rows"]] if row["slices"].get(kind)]
+    metric = _slice_metric(group, rows, kind)
     if metric is None:
       continue
     values = [[row["label"], *(tables.cell(row["slices"][kind][name]["results"].get(
       protocol, {}).get(metric), metric) for name in names)] for row in rows]
-    parts.append(f"`{protocol}`, {tables.metric_name(metric)}:\n\n"
+    parts.append(f"{group['title']}, {tables.metric_name(metric)}:\n\n"
                  + tables.table([of, *names], [*_slice_counts(rows, kind, names), *values]))
     gains = {(e["run"], e["slice"]): e for e in report["slices"]["gains"]
              if e["kind"] == kind and e["protocol"] == protocol}
-    movers = [row for row in report["rows"] if any(run == row["run"] for run, _ in gains)]
+    movers = [row for row in group["rows"] if any(run == row["run"] for run, _ in gains)]
     if movers:
       body = [[row["label"], *(_gain_cell(gains.get((row["run"], name))) for name in names)]
               for row in movers]
-      name = tables.metric_name(next(e["metric"] for e in gains.values()))
-      parts.append(f"Gain over the baseline, `{protocol}`, {name}, 95 % CI over users:"
+      name = tables.metric_name(next(gains[key]["metric"] for key in gains if key[0] == (
+        movers[0]["run"])))
+      parts.append(f"Gain over the baseline, {group['title']}, {name}, 95 % CI over users:"
                    "\n\n" + tables.table(["", *names], body))
   return "\n\n".join([f"## Slices {title}", *parts]) if parts else ""
 
 
-def _slice_metric(report, rows, kind, protocol):
-  """Returns the metric of a slice table: the headline's first, or what stands for it there."""
+def _slice_metric(group, rows, kind):
+  """Returns the metric of a slice table: that of the group, or what stands for it there."""
   found = [metric for row in rows for piece in row["slices"][kind].values()
-           for metric in piece["results"].get(protocol, {})]
+           for metric in piece["results"].get(group["protocol"], {})]
   if kind in slices.OF_ITEMS:
-    return next((m for m in found if slices.stands_for(m, report["tested"])), None)
-  return next((m for m in (report["headline"][0], report["tested"]) if m in found), None)
+    return next((m for m in found if slices.stands_for(m, group["tested"])), None)
+  return next((m for m in (group["metric"], group["tested"]) if m in found), None)
 
 
 def _slice_counts(rows, kind, names):

@@ -19,6 +19,10 @@ A study is a ConfigDict:
     rows         ((label, run name), ...): the rows of the tables, in order
     baseline     the run that the other rows are compared with, one of the rows
     baselines    instead of it {run: its own baseline}; rows that it does not name have none
+    tasks        ((title, "PROTOCOL/METRIC", (run, ...)), ...): rows that learn the same thing,
+                 which is judged by that metric (default: all by the first headline metric). Each
+                 task gets a table and a plot of quality beside trained parameters; of the rows'
+                 labels, "TITLE: FAMILY: WAY", these show what comes after the title
     comparisons  ((label, run, run or reference), ...): further paired tests
     claims       ((text, ((run, run or reference), ...)[, "PROTOCOL/METRIC"]), ...): the text says
                  that the first of each pair is better; the report says whether that holds
@@ -50,7 +54,7 @@ from recjax.data import kinds, sequences
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REQUIRED = ("seeds", "runs", "rows")
 STUDY_FIELDS = ("title", *REQUIRED, "baseline", "baselines", "data_dir", "prepare", "overrides",
-                "comparisons", "claims", "headline", "published", "data_rows", "bootstrap_draws",
+                "tasks", "comparisons", "claims", "headline", "published", "data_rows", "bootstrap_draws",
                 "notes", "cohort_size", "time_alone")
 REFERENCES = (  # with values per user
   "popularity", "personal_frequency", "global_mean", "item_bias", "item_user_bias", "majority")
@@ -100,6 +104,7 @@ def check(config):
     _among("baseline", [config.baseline], shown)
   for run, baseline in (config.get("baselines") or {}).items():
     _among("baselines", [run, *([baseline] if baseline else [])], shown)
+  _check_tasks(config.get("tasks") or (), shown)
   _check_pairs("comparisons", [pair[1:] for pair in config.get("comparisons") or ()], shown)
   for claim in config.get("claims") or ():
     _check_claim(claim, shown)
@@ -236,6 +241,19 @@ def _check_claim(claim, shown):
                            f"\"PROTOCOL/METRIC\", not {claim!r}")
   _check_pairs(f"claim {claim[0]!r}", claim[1], shown)
   _check_names(f"claim {claim[0]!r}", claim[2:])
+
+
+def _check_tasks(tasks, shown):
+  for task in tasks:
+    if len(task) != 3 or isinstance(task, str) or isinstance(task[2], str):
+      raise errors.UserError("tasks: each is (title, \"PROTOCOL/METRIC\", (run, ...)), not "
+                             f"{task!r}")
+    _among(f"task {task[0]!r}", task[2], shown)
+    _check_names(f"task {task[0]!r}", [task[1]])
+  _unique("titles of tasks", [title for title, *_ in tasks])
+  if tasks:
+    _among("rows without a task", shown, [run for *_, runs in tasks for run in runs])
+  _unique("rows of all tasks", [run for *_, runs in tasks for run in runs])
 
 
 def _check_names(where, names):

@@ -17,7 +17,7 @@ def headline(report):
   context = report["context"]
   if context is None:
     return report["title"] if report["data_rows"] else "no run of this study's rows is finished"
-  head, body = results(report, context, slice_protocols(protocols(report)))
+  head, body = results(report, context, report["slices"]["protocols"])
   generated = ", generated data" if report["generated"] else ""
   title = f"{report['title']} (context {context}{unit(report['headline'])}{generated})"
   return "\n".join([title, *("  ".join(row) for row in padded([head, *body]))])
@@ -54,6 +54,39 @@ def protocols(report):
 def slice_protocols(found):
   """Returns those of the protocols `found` that get tables by slice: two, or what there is."""
   return [p for p in HEADLINE_PROTOCOLS if p in found] or sorted(found)[:2]
+
+
+def groups(report, only=None):
+  """Returns what belongs into one table or panel: a dict for each task, or else each protocol.
+
+  A dict holds "title" (text of a heading), "task" (its title or None), "protocol", "metric" as it
+  is shown, "tested" per user, "rows" and "references".
+
+  Args:
+    report: of `recjax.report.build`.
+    only: protocols, where there are no tasks; all by default.
+  """
+  if not report["tasks"]:
+    every = {"task": None, "metric": report["headline"][0], "tested": report["tested"],
+             "rows": report["rows"], "references": report["references"]}
+    return [{**every, "title": f"`{p}`", "protocol": p}
+            for p in (protocols(report) if only is None else only)]
+  of = lambda rows, title: [row for row in rows if row["task"] == title]
+  return [{"title": f"{task['title']}, `{task['protocol']}`", "task": task["title"],
+           **{name: task[name] for name in ("protocol", "metric", "tested")},
+           "rows": of(report["rows"], task["title"]),
+           "references": of(report["references"], task["title"])} for task in report["tasks"]]
+
+
+def slice_name(entry):
+  """Returns "history 1-3" or "tail items" of an entry of `comparisons.by_slice`."""
+  return {"all": "all users", "history": f"history {entry['slice']}",
+          "popularity": f"{entry['slice']} items"}[entry["kind"]]
+
+
+def short(row):
+  """Returns a row's label without the title of its task."""
+  return row["label"].removeprefix(f"{row['task']}: ") if row["task"] else row["label"]
 
 
 def number(value, metric, *, signed=False):

@@ -120,7 +120,7 @@ def write_run(folder, config, gain=0.0, *, users=USERS, older=False):
   (folder / "config.json").write_text(json.dumps(config))
   (folder / "report.json").write_text(json.dumps({
     "run": {"name": folder.parent.name, "seed": seed, "steps": 100, "best_step": 90,
-            "parameters": 1234, "finished": True},
+            "parameters": 1234, "finished": True, **_trained(config["transfer"]["mode"])},
     "data": {"name": config["dataset"], "generated": True, "users": users, "items": 50,
              "interactions": 3, "evaluated_users": users, "mean_train_length": 8.5,
              "raw_sha256": "a"},
@@ -128,6 +128,12 @@ def write_run(folder, config, gain=0.0, *, users=USERS, older=False):
     "popularity": mean("popularity"),
     "chance": {p: dict.fromkeys(METRICS, 0.05) for p in PROTOCOLS},
     "speed": SPEED, **extra}))
+
+
+def _trained(mode):
+  """Returns what a run says of its trained parameters: less with embeddings, no word in "rules"."""
+  count = {"embedding": 123}.get(mode, 1234)
+  return {} if mode == "rules" else {"trained_parameters": count, "trained_bytes": 4 * count}
 
 
 def _write_positives(folder, values, lengths, order):

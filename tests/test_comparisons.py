@@ -101,8 +101,8 @@ def test_a_pooled_error_is_tested_on_what_users_have():
 def test_runs_of_other_users_are_not_compared():
   runs = {"a": [make_run(0, [b"u"], {KEY: [1.0]})], "b": [make_run(0, [b"v"], {KEY: [1.0]})]}
   assert comparisons.compare(runs, [("a – b", "a", "b")], metrics=("mrr",), draws=50) == []
-  sliced = comparisons.by_slice(runs, [("a – b", "a", "b")], metric="mrr", context="train",
-                                protocols=("full",), draws=50)
+  sliced = comparisons.by_slice(runs, [("a – b", "a", "b")], metric=lambda run: "mrr",
+                                context="train", protocols=("full",), draws=50)
   assert sliced == []
 
 
@@ -139,8 +139,8 @@ def sliced_runs(gain, *, users=400, seeds=(0, 1, 2)):
 
 def test_slices_find_where_transfer_hurts():
   runs, lengths = sliced_runs([0, -0.05, 0.0, 0.05, 0])
-  entries = comparisons.by_slice(runs, [("model", "model", "none")], metric="mrr", context="train",
-                                 protocols=("full", "pop100"), draws=300)
+  entries = comparisons.by_slice(runs, [("model", "model", "none")], metric=lambda run: "mrr",
+                                 context="train", protocols=("full", "pop100"), draws=300)
   found = {(e["kind"], e["slice"]): e for e in entries}
   assert set(found) == {("all", "all"), ("history", "1-3"), ("history", "4-10"),
                         ("history", "11-50"), ("popularity", "tail"), ("popularity", "mid"),
@@ -165,8 +165,8 @@ def test_slices_find_where_transfer_hurts():
 
 def test_small_slices_have_no_verdict_and_do_not_count_in_holm():
   runs, lengths = sliced_runs([0, 0.05, 0.05, 0.05, 0], users=45)
-  entries = comparisons.by_slice(runs, [("model", "model", "none")], metric="mrr", context="train",
-                                 protocols=("full",), draws=100)
+  entries = comparisons.by_slice(runs, [("model", "model", "none")], metric=lambda run: "mrr",
+                                 context="train", protocols=("full",), draws=100)
   small = [e for e in entries if e["users"] < comparisons.SLICE_USERS]
   assert small and all(e["verdict"] is None and e["ci"] is None for e in small)
   tested = [e for e in entries if e not in small]
@@ -178,6 +178,6 @@ def test_older_runs_have_the_slice_of_everybody_only():
   runs, _ = sliced_runs([0, 0, 0, 0, 0])
   runs = {name: [dataclasses.replace(run, lengths=None, by_popularity={}) for run in group]
           for name, group in runs.items()}
-  entry, = comparisons.by_slice(runs, [("model", "model", "none")], metric="mrr", context="train",
-                                protocols=("full",), draws=50)
+  entry, = comparisons.by_slice(runs, [("model", "model", "none")], metric=lambda run: "mrr",
+                                context="train", protocols=("full",), draws=50)
   assert entry["kind"] == "all"

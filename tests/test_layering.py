@@ -19,9 +19,10 @@ everything but `train`), and every module has a row: the most exact one that fit
     statistics slices                   errors
     tables comparisons                  errors statistics slices evaluators.metrics
     claims                              errors statistics comparisons evaluators.metrics
-    sections                            errors slices statistics tables claims
+    trade_offs                          tables evaluators.metrics
+    sections                            errors slices statistics tables claims trade_offs
                                         evaluators.metrics
-    plots                               errors slices tables evaluators.metrics
+    plots                               errors slices tables trade_offs evaluators.metrics
     report                              errors record evaluators.metrics and all of the above
     study_plan                          errors spec report results data.sequences data.kinds
     results                             errors trees record slices data.* evaluators.*
@@ -40,6 +41,7 @@ everything but `train`), and every module has a row: the most exact one that fit
     feed                                errors partition data.*
     setting                             errors trees spec state step sparse optim partition
                                         results experiment feed
+    cohort_tasks                        catalog trees experiment setting
     cohort_plan trials study_cohorts    no jax: errors, record, report and the like
     train evaluate study cohort recommend prepare export  *; study and cohort also train
 
@@ -70,9 +72,11 @@ MAY_IMPORT = {
   **dict.fromkeys(("tables", "comparisons"), {"errors", "statistics", "slices",
                                               "evaluators.metrics"}),
   "claims": {"errors", "statistics", "comparisons", "evaluators.metrics"},
-  "sections": {"errors", "slices", "statistics", "tables", "claims", "evaluators.metrics"},
+  "trade_offs": {"tables", "evaluators.metrics"},
+  "sections": {"errors", "slices", "statistics", "tables", "trade_offs", "claims",
+               "evaluators.metrics"},
   "record": {"errors", "clock"},
-  "plots": {"errors", "slices", "tables", "evaluators.metrics"},
+  "plots": {"errors", "slices", "tables", "trade_offs", "evaluators.metrics"},
   "state": {"errors", "trees"},
   "step": {"errors", "trees", "state", "optim", "partition"},
   "sparse": {"errors", "trees", "step"},
@@ -82,7 +86,7 @@ MAY_IMPORT = {
   "checkpoint": {"errors", "trees", "digests", "task_trees"},
   "optim": {"errors", "trees", "spec"},
   "report": {"errors", "record", "slices", "statistics", "comparisons", "claims", "tables",
-             "sections", "plots", "evaluators.metrics"},
+             "trade_offs", "sections", "plots", "evaluators.metrics"},
   "study_plan": {"errors", "spec", "report", "results", "data.sequences", "data.kinds"},
   "results": {"errors", "trees", "record", "slices", "data.*", "evaluators.*"},
   "experiment": {"errors", "trees", "state", "step", "partition", "checkpoint", "transfer",
@@ -101,6 +105,7 @@ MAY_IMPORT = {
   "setting": {"errors", "trees", "spec", "state", "step", "sparse", "optim", "partition",
               "results", "experiment", "feed"},
   "cohort_plan": {"errors"},
+  "cohort_tasks": {"catalog", "trees", "experiment", "setting"},
   "trials": {"record", "evaluators.metrics"},
   "study_cohorts": {"errors", "report", "tables", "cohort_plan"},
 }

@@ -73,7 +73,9 @@ def test_many_curves_get_a_panel_for_each_baseline(result):
 
 def test_errors_point_the_other_way(result):
   comparisons = [{**e, "metric": "mse"} for e in result["comparisons"] if e["metric"] == "ndcg@10"]
-  errors = {**result, "tested": "mse", "headline": ["rmse"], "comparisons": comparisons}
+  rows = [{**row, "metric": "rmse", "tested": "mse"} for row in result["rows"]]
+  errors = {**result, "tested": "mse", "headline": ["rmse"], "comparisons": comparisons,
+            "rows": rows}
   axis, *_ = panels(plots.transfer_gain(errors))
   assert axis.get_xlabel().split() == ["←", "helps", "hurts", "→"]
   assert all(len(text.get_text()) == len("+0.0200") for text in axis.texts)
