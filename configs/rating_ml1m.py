@@ -23,7 +23,10 @@ Models:
   recjax     ours: one hidden layer explains what item and user biases leave, of hidden ratings
 
 Other arguments: size=full|cpu (narrower bert4rec and nvidia); extra: the autoencoders also read
-what the target's users rated in the source domain's train split.
+what the target's users rated in the source domain's train split; items: both forms of bert4rec
+learn masked items beside ratings, two losses on one batch (metrics.jsonl has each), and are judged
+by ratings; --config.objective.mix.evaluate=masked_item --config.eval.metric=full/ndcg@10
+--config.eval.protocols="('full',)" judges items instead.
 """
 
 from configs import common
@@ -33,7 +36,7 @@ from recjax import spec
 
 def get_config(arg=None):
   """Returns the config; see the module's docstring for `arg`."""
-  arg = spec.parse_arg(arg, model="bert4rec", data="tgt", size="full", extra=False)
+  arg = spec.parse_arg(arg, model="bert4rec", data="tgt", size="full", extra=False, items=False)
   config = common.get_config()
   config.dataset = errors.choose({"src": "ml1m_src", "tgt": "ml1m_tgt"}, arg.data, "data")
   small = errors.choose({"full": False, "cpu": True}, arg.size, "size")
@@ -44,6 +47,12 @@ def get_config(arg=None):
   presets = {"bert4rec": _bert4rec, "bert4rec_recjax": _bert4rec_recjax, "oppermann": _oppermann,
              "nvidia": _nvidia, "recjax": _recjax}
   errors.choose(presets, arg.model, "model")(config, small)
+  if arg.items:
+    if config.model.name != "bert4rec_rating":
+      raise errors.UserError("items: only bert4rec learns items beside ratings")
+    config.model.item_head = True
+    config.objective.name = "mix"
+    config.objective.mix.parts = (("masked_rating", 1.0), ("masked_item", 0.1))
   if arg.extra:
     if arg.data == "src" or config.model.name != "autoencoder":
       raise errors.UserError("extra: only the target's autoencoders read ratings of the source")

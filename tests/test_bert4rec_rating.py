@@ -164,3 +164,58 @@ def test_a_width_that_does_not_split_is_an_error():
     _model(rating_width=5)
   with pytest.raises(errors.UserError, match="does not fit"):
     objectives.make("autoencode", num_items=N, known=_model().objectives)
+
+
+def _mix(model, evaluate="masked_rating"):
+  fields = dict(num_items=N, known=model.objectives, masked_rating={"rate": 0.4},
+                masked_item={"rate": 0.4})
+  parts = (("masked_rating", 1.0), ("masked_item", 0.5))
+  mixed = objectives.make("mix", mix={"parts": parts, "evaluate": evaluate}, **fields)
+  return mixed, [objectives.make(name, **fields) for name, _ in parts]
+
+
+def test_items_and_ratings_are_learned_from_one_batch_and_reported_apart():
+  model = _model(item_head=True)
+  mixed, parts = _mix(model)
+  apply_fn, key = step.make_apply(model, TABLES), jax.random.key(3)
+  batch = {name: x for name, x in _inputs().items() if name != "hidden"}
+  resident, room = {"pool": jnp.arange(1, N + 1)}, B * T
+
+  @jax.jit
+  def run(params):
+    inputs = mixed.prepare(key, batch, resident)
+    def mean(params):
+      total, weight, metrics = mixed.loss(apply_fn, params, inputs, shards=1, capacity=(room, room),
+                                          rng=None)
+      return total / weight, metrics
+    found = jax.value_and_grad(mean, has_aux=True)(params)
+    keys = key, jax.random.fold_in(key, 0x10001)
+    return found, [part.loss(apply_fn, params, part.prepare(key, batch, resident), shards=1,
+                             capacity=room, rng=None)[:2] for part, key in zip(parts, keys,
+                                                                               strict=True)]
+
+  ((loss, metrics), grads), ((rated, ratings), (guessed, items)) = run(_init(model))
+  assert ratings > 0 and items > 0
+  np.testing.assert_allclose(loss, rated / ratings + 0.5 * guessed / items, rtol=1e-5)
+  for name, value in (("masked_rating/loss", rated), ("masked_rating/weight", ratings),
+                      ("masked_item/loss", guessed), ("masked_item/weight", items)):
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+  flat = trees.flatten(grads)
+  for name in ("head/kernel", "item_head/scores/kernel", "embed/item/embedding",
+               "embed/rating/embedding", "encoder/block_0/mlp/up/kernel"):
+    assert np.abs(flat[name]).max() > 0, name
+
+
+def test_who_predicts_decides_how_a_mix_is_judged():
+  model = _model(item_head=True)
+  assert _mix(model)[0].task == "rating" and _mix(model)[0].columns == ("ratings",)
+  assert _mix(model, "masked_item")[0].task == "ranking"
+  shapes = lambda model: trees.flatten(jax.eval_shape(lambda: _init(model))).keys()
+  added = shapes(model) - shapes(_model())
+  assert added == {"item_head/scores/kernel", "item_head/scores/bias"}
+  assert added <= model.row_tables().keys() and not added & set(_model().row_tables())
+  crossing, _ = trees.match(dict.fromkeys(shapes(model), 0), model.transfer_rules("model"))
+  assert not added & crossing.keys()
+  with pytest.raises(errors.UserError, match="masked_item.* does not fit this model"):
+    objectives.make("mix", num_items=N, known=_model().objectives,
+                    mix={"parts": (("masked_rating", 1.0), ("masked_item", 1.0))})

@@ -1,7 +1,9 @@
 """BERT4Rec for rating prediction: the survey's variant that reads ratings beside items.
 
 Every position concatenates item, rating and user (and attributes), each with positions. Ratings
-enter as tags, an embedding for each level, and leave by regression.
+enter as tags, an embedding for each level, and leave by regression. With `item_head` the model also
+scores items, for item tasks beside rating in a mix; these know no ratings, whose tags then say
+"unknown".
 """
 
 import re
@@ -9,6 +11,7 @@ import re
 import flax.linen as nn
 import jax.numpy as jnp
 
+from recjax import catalog
 from recjax import errors
 from recjax.models import layers
 from recjax.models import sequence_embed
@@ -71,15 +74,23 @@ class BERT4RecRating(nn.Module):
   rating_mean: float = 0.0
   mean_bias: bool = True  # the head's bias starts at the mean of the training ratings
   clip: bool = False  # predictions into the range of ratings
+  item_head: bool = False  # scores items as well
   dtype: str = "float32"
   extra_tokens = 0
-  objectives = ("masked_rating",)
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post"),
              "initializer": ("torch", "bert"), "dtype": ("float32", "bfloat16")}
 
+  @property
+  def objectives(self):
+    """Returns the names of the objectives that fit: items are scored where there is a head."""
+    return ("masked_rating", *(("masked_item", "next_item") if self.item_head else ()))
+
   @nn.compact
-  def __call__(self, items, users, tables, *, ratings, hidden, train=False):
+  def __call__(self, items, users, tables, *, ratings=None, hidden=None, positions=None,
+               candidates=None, readout=None, train=False):
     """Returns (ratings [B, T] of every position, dict of intermediates).
+
+    Without `ratings` it returns the scores of items at `positions` instead.
 
     Args:
       items: int32 [B, T] left-padded ids, 0 padding.
@@ -87,10 +98,14 @@ class BERT4RecRating(nn.Module):
       tables: {field: int32 [N + 2, slots]} attribute ids of every item id.
       ratings: float32 [B, T]; a value that the training data do not have counts as unknown.
       hidden: bool [B, T], where the model sees MASK instead.
+      positions: int32 [S, C], where items are scored, as `transformer.SequenceTransformer` has it,
+      candidates: likewise,
+      readout: likewise.
       train: whether dropout is on.
     """
     common = dict(initializer=self.initializer, dtype=jnp.dtype(self.dtype))
-    levels = self._levels(ratings, hidden & (items > 0), items > 0)
+    levels = jnp.where(items > 0, len(self.rating_levels) + 2, 0) if ratings is None else (
+      self._levels(ratings, hidden & (items > 0), items > 0))
     x = RatedEmbed(
       num_items=self.num_items, num_users=self.num_users, max_len=self.max_len,
       item_width=self.item_width, user_width=self.user_width, fields=self.fields,
@@ -104,6 +119,13 @@ class BERT4RecRating(nn.Module):
       self.num_layers, block, final_norm=self.final_norm, name="encoder")(
         x, items > 0, train=train)
     out["encoded"] = x
+    if self.item_head and (ratings is None or self.is_initializing()):
+      where = x if positions is None else layers.select(x, positions)
+      barred = tables.get("item/barred") if train else None
+      scores = layers.LinearHead(self.num_items, **common, name="item_head")(
+        where, *catalog.barring(barred, candidates, readout))
+      if ratings is None:
+        return scores, out
     # "torch" as layers.dense: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
     kernel = (nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
               if self.initializer == "torch" else layers.table_init("bert"))
@@ -136,14 +158,15 @@ class BERT4RecRating(nn.Module):
 
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
-    return {**layers.embed_rows(self.user_width, self.fields),
+    heads = {"item_head/scores/kernel": ("output", 1), "item_head/scores/bias": ("output", 0)}
+    return {**layers.embed_rows(self.user_width, self.fields), **(heads if self.item_head else {}),
             "embed/rating/embedding": ("rating", 0)}
 
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode, or None for an unknown mode.
 
     "embedding" carries user, rating and attribute tables with their positions, "model" all but the
-    head, "model_head" all: the source's task is the target's.
+    heads, "model_head" all: the source's task is the target's.
     """
     names = ["rating"] + ["user"] * bool(self.user_width) + [re.escape(f) for f, *_ in self.fields]
     if mode == "model_head":
