@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import json
 import pathlib
 import runpy
 
@@ -124,11 +125,30 @@ def test_takes_a_step(path, demo_data, tmp_path):
   assert 0 < report["test"][protocol][metric] < (2 if protocol == "rating" else 1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("judge", ["masked_rating", "masked_item"])
+def test_ratings_and_items_are_learned_from_one_batch(judge, demo_data, tmp_path):
+  protocol, metric = {"masked_rating": ("rating", "rmse"), "masked_item": ("full", "mrr")}[judge]
+  config = spec.override(spec.load_config("configs/rating_ml1m.py:model=bert4rec_recjax,items"), {
+    "data_dir": demo_data, "dataset": "demo_tgt", "batch_size": 64, "total_epochs": None,
+    "total_steps": 2, "eval.max_users": 32, "eval.protocols": (protocol,),
+    "eval.metric": f"{protocol}/{metric}", "objective.mix.evaluate": judge,
+    "log.tensorboard": False})
+  report = train.train_and_evaluate(config, tmp_path / "run")
+  assert report["test"][protocol][metric] > 0
+  rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+  row = next(row for row in rows if row["split"] == "train")
+  assert {"masked_rating/loss", "masked_rating/labels", "masked_item/loss"} <= row.keys()
+
+
 @pytest.mark.parametrize("arg,patch,objective", [
   ("task=gender", "serial_two", "profile"), ("backbone=noncausal", "none", "masked_item"),
   ("task=items,backbone=noncausal,patch=parallel,size=cpu", "parallel", "first_item"),
   ("task=age,backbone=bert4rec,patch=lora", "lora", "profile"),
-  ("task=items,backbone=sasrec,size=cpu", "adapter", "first_item")])
+  ("task=items,backbone=sasrec,size=cpu", "adapter", "first_item"),
+  ("task=next,backbone=noncausal", "serial_two", "next_item"),
+  ("backbone=bert4rec,objective=contrast,size=cpu", "none", "mix"),
+  ("backbone=noncausal,objective=contrast", "none", "mix")])
 def test_every_task_fits_its_backbone(arg, patch, objective):
   config = spec.load_config(f"configs/peterrec_ml1m.py:{arg}")
   model = models.make(**config.model.to_dict(), num_items=9, num_users=9, field_rows={})

@@ -65,24 +65,30 @@ def test_parameters_of_a_block_and_of_its_patches(channels, patch, width, share)
   block = trees.count(plain["block_0"])
   assert block == 6 * channels**2 + 6 * channels
   size = width or channels // 8
-  added = trees.count(_shapes(item_width=channels, patch=patch, patch_width=width)["encoder"][
-    "block_0"]) - block
+  patched = _shapes(item_width=channels, patch=patch, patch_width=width)
+  added = trees.count(patched["encoder"]["block_0"]) - block
   assert added == share * (2 * channels * size + size + channels)
   if channels == 64:
     assert block == 24_960
     assert added == {(2, 8): 2_192, (1, 8): 1_096, (2, 16): 4_256}[share, size]
-  if width is None:
+  if width is None:  # "less than 10 %", with the second norm, which trains as well
     assert added < 0.1 * block
+    rules, _ = trees.match(patched, _model(patch=patch).optim_rules("patch"))
+    trained = {n: x for n, x in trees.flatten(patched).items() if n.startswith("encoder/")
+               and not rules[n][0].get("freeze")}
+    assert trees.count(trained) == added + 2 * channels
+    assert trees.count(trained) < 0.1 * trees.count(patched["encoder"])
 
 
 def _defaults():
   return models.make("nextitnet", variant="nextitnet", num_items=N, num_users=5, field_rows={})
 
 
-@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_receptive_field(causal):
-  reach = 121
-  encoder = nextitnet.Encoder(_defaults().first_dilations(), dict(
+@pytest.mark.parametrize("causal, dilations, reach", [
+  (True, None, 121), pytest.param(False, None, 121, marks=pytest.mark.slow),
+  pytest.param(True, (1, 2, 4, 8), 91, marks=pytest.mark.slow)])
+def test_receptive_field(causal, dilations, reach):
+  encoder = nextitnet.Encoder(dilations or _defaults().first_dilations(), dict(
     kernel=3, causal=causal, patch="none", patch_width=1, legacy_inner_skip=False,
     dtype=jnp.dtype("float32")))
   length, at = 140, 130 if causal else 70

@@ -56,6 +56,8 @@ def get_config(arg=None):
                  ("everything tuned", "all"),
                  *((title, patch) for patch, title in patches.items()))
   config.baseline = "scratch"
+  config.tasks = ((arg.task, f"{'full' if arg.task == 'items' else 'profile'}/{config.headline[0]}",
+                   tuple(run for _, run in config.rows)),)
   reference = "popularity" if arg.task == "items" else "majority"
   config.comparisons = (
     *((f"{title} – everything tuned", patch, "all") for patch, title in patches.items()),

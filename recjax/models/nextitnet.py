@@ -127,8 +127,8 @@ class NextItNet(nn.Module):
   @property
   def objectives(self):
     """Returns the names of the objectives that fit: a causal network cannot fill in items."""
-    return (("causal_next_item",) if self.causal else ("masked_item", "next_item")) + (
-      patches.USER_TASKS)
+    own = ("causal_next_item",) if self.causal else ("masked_item", "next_item")
+    return (*own, "contrast", *patches.USER_TASKS)
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
