@@ -18,6 +18,7 @@ reads. In "speed" a member has its share of the cohort's time, with `cohort` (me
 
 Members that start from one backbone and train patches of it (`transfer.mode=patch`) have it once:
 lanes hold what each of them trains. (Until its first log a member keeps what it was started with.)
+They may learn different labels of users, as gender and age, see recjax/cohort_tasks.py.
 
 The members' parameters and slots are held at once, `MAX_BYTES` at most, else they are trained in
 several parts; activations come on top. Multi-host runs, runs on a sharded data set, and runs whose
@@ -40,6 +41,7 @@ from recjax import clock as clock_lib
 from recjax import (
   cli,
   cohort_plan,
+  cohort_tasks,
   digests,
   errors,
   experiment,
@@ -110,13 +112,14 @@ def train_and_evaluate(configs, workdirs, *, lanes=None):
     # Streams of all members cost as many; tables too large for a device leave room for no other.
     if exp.objective.trains and exp.data.shards is None and not exp.split:
       lanes = lanes or ("map" if jax.devices()[0].platform == "cpu" else "vmap")
-      parts = -(-len(rest) // room(exp))
-      for part in (rest[i::parts] for i in range(parts)):
-        if len(part) > 1:
-          found = _together(exp, [configs[i] for i in part], [workdirs[i] for i in part], lanes,
-                            clock)
-          ended |= dict(zip(part, found, strict=True))
-          clock = clock_lib.Clock()
+      for group in cohort_tasks.groups(exp, {i: configs[i] for i in rest}):
+        parts = -(-len(group) // room(cohort_tasks.widest(group.values()).exp))
+        for part in (list(group)[i::parts] for i in range(parts)):
+          if len(part) > 1:
+            found = _together([group[i] for i in part], [configs[i] for i in part],
+                              [workdirs[i] for i in part], lanes, clock)
+            ended |= dict(zip(part, found, strict=True))
+            clock = clock_lib.Clock()
   for i in range(len(configs)):
     if i not in ended:
       try:
@@ -175,10 +178,8 @@ def room(exp):
   return max((MAX_BYTES - (whole - own)) // (3 * own), 1)
 
 
-def _together(exp, configs, workdirs, lanes, clock):
+def _together(settings, configs, workdirs, lanes, clock):
   """Returns [report or UserError] of the runs, trained in one program."""
-  setting = setting_lib.set_up(exp)
-  init_params = jax.jit(exp.init_params)  # compiled once for all
   ended, stopped, members, stories, states = {}, [], [], [], []
 
   def ask(member, call):
@@ -193,28 +194,34 @@ def _together(exp, configs, workdirs, lanes, clock):
     return 0
 
   for member, (config, workdir) in enumerate(zip(configs, workdirs, strict=True)):
-    own = dataclasses.replace(setting, exp=dataclasses.replace(exp, config=config),
-                              init_params=init_params)
-    stories.append(train.run(config, workdir, own, Share(clock, members)))
+    mine = settings[member]
+    mine = dataclasses.replace(mine, exp=dataclasses.replace(mine.exp, config=config))
+    stories.append(train.run(config, workdir, mine, Share(clock, members)))
     if start := ask(member, functools.partial(next, stories[member])):
       members.append(member)
       states.append(start.state)
   if not members:
     return [ended[member] for member in range(len(configs))]
 
+  settings = [settings[member] for member in members]
+  setting, heads = cohort_tasks.widest(settings), cohort_tasks.heads(settings)
   tables, _ = setting.feed.at(0)
+  own = cohort_tasks.tables(settings)
   numbers = {name: np.array([configs[member].optim[name] for member in members], np.float32)
              for name in cohort_plan.NUMBERS}
-  stack, take = _stacking(exp.mesh)
+  stack, take = _stacking(setting.exp.mesh)
   backbone = shared_backbone(setting, configs[members[0]], states)
   narrow, widen, frozen = (lambda state: state), (lambda state: state), {}
   if backbone is not None:
     narrow, widen, frozen = backbone.narrow, backbone.widen, backbone.frozen
   with clock.measure("compile"):
-    states = stack(*map(narrow, states))
+    states = stack(*(heads.pad(narrow(state)) for state in states))
     take = take.lower(states, np.int32(0)).compile()
     steps = make_steps(setting, configs[members[0]], lanes=lanes).lower(
-      states, numbers, tables, np.int32(1), frozen).compile()
+      states, numbers, tables, np.int32(1), frozen, own).compile()
+  def state_of(states, lane):
+    state = take(states, np.int32(lane))
+    return widen(heads.cut(state, cohort_tasks.width(settings[lane])))
 
   # Members that were cut at different steps go on from where they are, in equal strides.
   taken = 0
@@ -224,7 +231,7 @@ def _together(exp, configs, workdirs, lanes, clock):
       group = train.group_size(taken, clock.total("train"))
       count = min(group, *(number for number in wanted.values() if number))
       with clock.measure("train"):
-        states, sums = steps(states, numbers, tables, np.int32(count), frozen)
+        states, sums = steps(states, numbers, tables, np.int32(count), frozen, own)
         taken += count
         leave = preemption.requested(taken)
       get_sums = functools.cache(functools.partial(jax.device_get, sums))
@@ -232,7 +239,7 @@ def _together(exp, configs, workdirs, lanes, clock):
         if wanted[member]:
           told = setting_lib.Taken(
             count, functools.partial(_sums_of, get_sums, lane),
-            lambda states=states, lane=lane: widen(take(states, np.int32(lane))), leave)
+            functools.partial(state_of, states, lane), leave)
           wanted[member] = ask(member, functools.partial(stories[member].send, told))
       if stopped:
         raise errors.Preempted(f"{stopped[0]} (and so for {len(members) - 1} more)")
@@ -249,36 +256,36 @@ def _together(exp, configs, workdirs, lanes, clock):
 
 
 def make_steps(setting, config, *, lanes):
-  """Returns the jitted `(states, numbers, resident, count, frozen) -> (states, sums)` of a cohort.
+  """Returns the jitted `(states, numbers, resident, count, frozen, own) -> (states, sums)`.
 
-  States, `numbers` {name of `cohort_plan.NUMBERS`: float32} and sums have an axis of members in
-  front; states are donated. Where states are without them, `frozen` {leaf name: array} are the
-  parameters that all members share; they have no such axis. See `step.make_train_steps` for the
-  rest.
+  States, `numbers` {name of `cohort_plan.NUMBERS`: float32}, what takes the place of `resident` for
+  each member, `own`, and sums have an axis of members in front; states are donated. Where states
+  are without them, `frozen` {leaf name: array} are the parameters that all members share; they have
+  no such axis. See `step.make_train_steps` for the rest.
 
   Args:
     setting: of `setting.set_up`.
     config: of any member.
     lanes: one of LANES.
   """
-  def lane(state, numbers, resident, count, frozen):
-    own = spec.override(config.copy_and_resolve_references(),
-                        {f"optim.{name}": number for name, number in numbers.items()})
-    tx, _, trainable = setting.make_optimizer(own, trees.join(state.params, frozen),
+  def lane(state, numbers, own, resident, count, frozen):
+    mine = spec.override(config.copy_and_resolve_references(),
+                         {f"optim.{name}": number for name, number in numbers.items()})
+    tx, _, trainable = setting.make_optimizer(mine, trees.join(state.params, frozen),
                                              part=state.params)
     apply_fn = None
     if frozen:
       apply_fn = lambda params, *args, **kwargs: setting.exp.apply_fn(
         trees.join(params, frozen), *args, **kwargs)
-    return setting.make_steps(tx, trainable, apply_fn=apply_fn)(state, resident, count)
+    return setting.make_steps(tx, trainable, apply_fn=apply_fn)(state, {**resident, **own}, count)
 
-  def in_turn(states, numbers, resident, count, frozen):
-    return jax.lax.map(lambda own: lane(*own, resident, count, frozen), (states, numbers))
+  def in_turn(states, numbers, own, *shared):
+    return jax.lax.map(lambda mine: lane(*mine, *shared), (states, numbers, own))
 
-  every = errors.choose({"vmap": jax.vmap(lane, in_axes=(0, 0, None, None, None)),
+  every = errors.choose({"vmap": jax.vmap(lane, in_axes=(0, 0, 0, None, None, None)),
                          "map": in_turn}, lanes, "lanes")
-  step = lambda states, numbers, resident, count, frozen=None: every(
-    states, numbers, resident, count, frozen or {})
+  step = lambda states, numbers, resident, count, frozen=None, own=None: every(
+    states, numbers, own or {}, resident, count, frozen or {})
   return jax.jit(step, donate_argnums=0, out_shardings=partition.replicated(setting.exp.mesh))
 
 

@@ -4,7 +4,8 @@ import json
 
 NUMBERS = ("b1", "b2", "eps", "lr")  # of config.optim; arguments of the compiled step
 VARY = ("seed", *(f"optim.{name}" for name in NUMBERS), "transfer.checkpoint", "transfer.step",
-        "transfer.mode", "transfer.rules")  # the last four decide only what a run starts from
+        "transfer.mode", "transfer.rules",  # these four decide only what a run starts from
+        "objective.profile.attribute")  # which label of users; see recjax/cohort_tasks.py
 
 
 def key(config):

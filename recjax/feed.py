@@ -47,6 +47,16 @@ class Resident:
       num_users=self.examples, batch_size=exp.config.batch_size, length=self.length,
       window=objective.window)
 
+  @property
+  def labels(self):
+    """Returns int32 [U + 1], what is learned of every user; None where no label is."""
+    return self._host.get("labels")
+
+  def same_examples(self, other):
+    """Returns whether an epoch of another feed visits the same rows, in the same order."""
+    return all(np.array_equal(self._host[name], other._host[name])
+               for name in ("users", "begin", "end"))
+
   def at(self, step):
     del step
     if self._tables is None:

@@ -55,7 +55,14 @@ def _write(data_dir, name, users, items, genres, domain, rng, *, longest):
   values = np.concatenate([np.zeros((1, 2), np.int64), genres]).astype(np.int32)
   feature = sequences.Feature(values, np.array([b""] + [b"g%d" % g for g in range(1, GENRES + 1)]))
   group = [0] + [int(user[1:]) % 3 for user in users]  # 0: unknown
-  profile = sequences.Feature(np.array(group, np.int32), np.array([b"", b"even", b"odd"]))
+  profiles = {"group": sequences.Feature(np.array(group, np.int32),
+                                         np.array([b"", b"even", b"odd"]))}
+  # Of the same users, with more labels; and of fewer users.
+  kind = [0] + [(int(user[1:]) % 3 > 0) * (1 + int(user[1:]) % 4) for user in users]
+  profiles["kind"] = sequences.Feature(np.array(kind, np.int32),
+                                       np.array([b"", b"a", b"b", b"c", b"d"]))
+  some = [int(member == 1) for member in group]
+  profiles["some"] = sequences.Feature(np.array(some, np.int32), np.array([b"", b"known"]))
   manifest = dict(
     name=name, title=f"tiny {name}", generated=True, users=len(users), items=len(pool),
     interactions=len(rows), items_with_metadata=ITEMS, evaluated_users=len(users),
@@ -65,7 +72,7 @@ def _write(data_dir, name, users, items, genres, domain, rng, *, longest):
     manifest=manifest, user_ids=np.array([b"", *users]), item_ids=np.array([b"", *items]),
     in_domain=in_domain, offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     items=rows, times=np.arange(len(rows)), splits=splits.astype(np.int32),
-    features={"genre": feature}, profiles={"group": profile}))
+    features={"genre": feature}, profiles=profiles))
 
 
 @functools.cache
