@@ -53,4 +53,8 @@ def beside(data_dir, name, data):
   if not (same("user_ids") and same("item_ids")):
     raise errors.UserError(f"model.other: {name!r} numbers users and items otherwise than "
                            f"{data.name!r}; prepare both in one run of recjax.prepare")
+  if data.held_out is not None and np.any(data.held_out & np.asarray(other.in_domain)):
+    raise errors.UserError(f"held_out_items: items of {data.name!r} that are held out are in the "
+                           f"domain of {name!r} too, and would be learned there; take domains "
+                           "without common items, or leave held_out_items out")
   return other

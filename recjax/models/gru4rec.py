@@ -146,8 +146,7 @@ class GRU4Rec(nn.Module):
     if positions is not None:
       x = layers.select(x, positions)
     return layers.score_items(x, table, output=self.output, num_items=self.num_items,
-                              candidates=candidates, readout=readout,
-                              barred=tables.get("item/barred") if train else None, **common), out
+                              candidates=candidates, readout=readout, **common), out
 
   def check(self):
     """Raises UserError where sizes do not fit together."""

@@ -225,7 +225,7 @@ class SequenceTransformer(nn.Module):
                                  ages=ages)
     if pool:
       x = x.sum(1, keepdims=True)
-    return self._score(x, table, tables, candidates, readout, train=train), out
+    return self._score(x, table, candidates, readout), out
 
   def _encode(self, items, users, tables, positions, *, train, **kinds):
     """Returns ([S, C, W] or, without `positions`, [B, T, W]; the item table; intermediates)."""
@@ -260,12 +260,11 @@ class SequenceTransformer(nn.Module):
         x = layers.select(x, positions)
     return x, table, out
 
-  def _score(self, x, table, tables, candidates, readout, *, train):
-    barred = tables.get("item/barred") if train and not self.labels else None
+  def _score(self, x, table, candidates, readout):
     return layers.score_items(
       x, table, output=self.output, num_items=self.num_items, labels=self.labels,
       candidates=candidates, readout=readout, initializer=self.initializer,
-      dtype=jnp.dtype(self.dtype), barred=barred)
+      dtype=jnp.dtype(self.dtype))
 
   def _in_columns(self):
     fits = self.patch not in patches.ROWS_ONLY
