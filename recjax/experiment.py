@@ -119,6 +119,17 @@ class Experiment:
     names |= profiles.row_names(self.data, self.objective.profile, used)
     return {name: checkpoint.Rows(*names[name]) for name in sorted(used)}
 
+  def needed_rows(self):
+    """Returns {vocabulary: bool [rows]}: rows of tables that this data set reads or scores.
+
+    Of a user's history in another domain (`config.history`) the items of that one are read.
+    """
+    needed = {name: rows.trained for name, rows in self.rows().items()}
+    if "targets" in getattr(self.data, "parts", ()) and "item" in needed:
+      read = sequences.take_ranges(self.data.items, *self.data.span("train"))
+      needed["item"] = np.bincount(read, minlength=len(needed["item"])) > 0
+    return needed
+
   def describe_features(self):
     """Returns a line for every feature: how many items it says something of."""
     return providers.describe(self.provided, np.asarray(self.data.in_domain))
@@ -283,13 +294,15 @@ def build(config):
   if data.kind == graphs.KIND:
     return _build_graph(config, data)
   data, provided = views.as_configured(config, data)
-  objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items)
+  describe = functools.partial(objectives.make, **config.objective.to_dict(),
+                               num_items=data.num_items)
+  profile = describe().profile  # a head of labels has as many as it says
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data),
                          "features": {name: p.options for name, p in provided.items()},
                          "feature_sizes": {name: p.size for name, p in provided.items()},
-                         "facts": ratings.facts(data) | profiles.facts(data, objective.profile)})
-  objectives.check(config.objective, model.objectives)
+                         "facts": ratings.facts(data) | profiles.facts(data, profile)})
+  objective = describe(known=model.objectives)
   tables = batches.attribute_tables(
     data, [(name, width, slots) for name, _, width, slots in model.fields],
     extra_tokens=model.extra_tokens)
