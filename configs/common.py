@@ -12,6 +12,7 @@ def get_config():
   config.dataset = ""  # a folder in data_dir
   config.history = ""  # another one, whose train split users bring along (see first_item)
   config.held_out_items = ()  # (share of the items, seed): removed from training, to be cold
+  config.held_out_users = ()  # (share of the users, seed), likewise; config.history they keep
   config.mixed_shards = config_dict.placeholder(int)  # of a sharded data set, at once; None: 8
   config.num_devices = config_dict.placeholder(int)  # None: all; a CPU is one, or as many as asked
   config.model_devices = 1  # of these, so many split the rows of the item tables among them

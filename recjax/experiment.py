@@ -175,8 +175,9 @@ class Experiment:
     return np.asarray(self.data.user_ids)[users]
 
   def train_lengths(self, users):
-    """Returns int32 [n]: how much these users have in train; None where there are no users."""
-    return self.data.lengths("train")[users].astype(np.int32)
+    """Returns int32 [n]: how much these users train on; None where there are no users."""
+    part = "targets" if "targets" in self.data.parts else "train"
+    return self.data.lengths(part)[users].astype(np.int32)
 
   def item_counts(self):
     """Returns int64 [N + 1]: how often each item occurs in train; None where there are none."""
@@ -212,7 +213,7 @@ class Experiment:
     if self.data.shards is None:
       cache_dir = f"{self.config.data_dir}/{self.data.name}/candidates"
       return make(self.data, max_users=config.max_users,
-                  cache_dir=cache_dir if self.data.held_out is None else None)
+                  cache_dir=None if self.data.withholds else cache_dir)
     if self.objective.task != "ranking":
       raise errors.UserError(f"data set {self.data.name!r} is sharded, and {self.objective.task} "
                              "is evaluated with all of it in memory; prepare it with "

@@ -13,10 +13,12 @@ def as_configured(config, data):
 
   Fields that a config of an older version lacks are off.
   """
-  if history := config.get("history", ""):
-    data = histories.join(data, sequences.load(config.data_dir, history))
   if share := tuple(config.get("held_out_items") or ()):
     data = held_out.hold_out(data, share)
+  if share := tuple(config.get("held_out_users") or ()):
+    data = held_out.hold_out_users(data, share)
+  if history := config.get("history", ""):
+    data = histories.join(data, sequences.load(config.data_dir, history))
   provided = providers.read(data, config.model.get("features") or ())
   if files := providers.digests(provided):  # A resumed run checks them as part of its data.
     data = dataclasses.replace(data, manifest={**data.manifest, "feature_files": files})

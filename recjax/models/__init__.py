@@ -45,6 +45,7 @@ from recjax.models import bert4rec_rating
 from recjax.models import caser
 from recjax.models import complex_embeddings
 from recjax.models import conet
+from recjax.models import content_cosine
 from recjax.models import dot
 from recjax.models import features as features_lib
 from recjax.models import fm
@@ -57,6 +58,7 @@ from recjax.models import proje
 from recjax.models import sasrec
 from recjax.models import translation
 from recjax.models import tucker
+from recjax.models import user_knn
 
 MODELS = {
   "autoencoder": autoencoder.Autoencoder,
@@ -66,6 +68,7 @@ MODELS = {
   "caser": caser.Caser,
   "complex": complex_embeddings.ComplEx,
   "conet": conet.CoNet,
+  "content_cosine": content_cosine.ContentCosine,
   "dot": dot.Dot,
   "fm": fm.FM,
   "gru4rec": gru4rec.GRU4Rec,
@@ -80,6 +83,7 @@ MODELS = {
   "transh": translation.TransH,
   "transr": translation.TransR,
   "tucker": tucker.TuckER,
+  "user_knn": user_knn.UserKNN,
 }
 VARIANTS = {
   "autoencoder": autoencoder.VARIANTS,
@@ -89,6 +93,7 @@ VARIANTS = {
   "caser": caser.VARIANTS,
   "complex": complex_embeddings.VARIANTS,
   "conet": conet.VARIANTS,
+  "content_cosine": content_cosine.VARIANTS,
   "dot": dot.VARIANTS,
   "fm": fm.VARIANTS,
   "gru4rec": gru4rec.VARIANTS,
@@ -103,6 +108,7 @@ VARIANTS = {
   "transh": translation.TRANSH_VARIANTS,
   "transr": translation.TRANSR_VARIANTS,
   "tucker": tucker.VARIANTS,
+  "user_knn": user_knn.VARIANTS,
 }
 RESERVED = ("item", "user", "rating", "segment", "layer_norm", "drop")
 
