@@ -31,6 +31,8 @@ def get_config():
     features=(),  # (name, {"kind": attribute, given or text, ...}), see recjax/data/providers.py
     aggregate=config_dict.placeholder(str),  # concat, sum, gate, mlp, replace
     item_dropout=config_dict.placeholder(float),  # of items' own vectors, beside features
+    user_features=(),  # likewise, of users: attribute or given
+    user_aggregate=config_dict.placeholder(str),  # sum, gate, mlp, replace
     num_layers=config_dict.placeholder(int), item_width=config_dict.placeholder(int),
     user_width=config_dict.placeholder(int), heads=config_dict.placeholder(int),
     hidden=config_dict.placeholder(int), max_len=config_dict.placeholder(int),

@@ -49,6 +49,7 @@ class Experiment:
   other: sequences.Dataset | None = None  # of a second domain that is learned with it
   split: dict = dataclasses.field(default_factory=dict)  # of `partition.split_rows`
   provided: dict = dataclasses.field(default_factory=dict)  # {feature: providers.Provider}
+  people: dict = dataclasses.field(default_factory=dict)  # likewise, of users
 
   def init_params(self, seed):
     """Returns parameters as a nested dict: freshly started ones on the host's default device.
@@ -116,6 +117,7 @@ class Experiment:
     used = {name for leaf, (name, _) in self.model.row_tables().items()
             if leaves is None or leaf in leaves}
     names |= ratings.row_names(self.data, used) | providers.row_names(self.provided)
+    names |= providers.row_names(self.people, "user/")
     names |= profiles.row_names(self.data, self.objective.profile, used)
     return {name: checkpoint.Rows(*names[name]) for name in sorted(used)}
 
@@ -131,8 +133,9 @@ class Experiment:
     return needed
 
   def describe_features(self):
-    """Returns a line for every feature: how many items it says something of."""
-    return providers.describe(self.provided, np.asarray(self.data.in_domain))
+    """Returns a line for every feature: how many items, or users, it says something of."""
+    return [*providers.describe(self.provided, np.asarray(self.data.in_domain)),
+            *providers.describe(self.people, np.arange(self.data.num_users + 1) > 0, "users")]
 
   def carry(self, config, params):
     """Returns (parameters with what crosses from the source runs, the plan, the sources' Readers).
@@ -294,7 +297,7 @@ def build(config):
   data = kinds.load(config.data_dir, config.dataset)
   if data.kind == graphs.KIND:
     return _build_graph(config, data)
-  data, provided = views.as_configured(config, data)
+  data, provided, people = views.as_configured(config, data)
   describe = functools.partial(objectives.make, **config.objective.to_dict(),
                                num_items=data.num_items)
   profile = describe().profile  # a head of labels has as many as it says
@@ -302,12 +305,15 @@ def build(config):
                          "num_users": data.num_users, "field_rows": batches.field_rows(data),
                          "features": {name: p.options for name, p in provided.items()},
                          "feature_sizes": {name: p.size for name, p in provided.items()},
+                         "user_features": {name: p.options for name, p in people.items()},
+                         "user_feature_sizes": {name: p.size for name, p in people.items()},
                          "facts": ratings.facts(data) | profiles.facts(data, profile)})
   objective = describe(known=model.objectives)
   tables = batches.attribute_tables(
     data, [(name, width, slots) for name, _, width, slots in model.fields],
     extra_tokens=model.extra_tokens)
   tables |= providers.tables(provided, extra_tokens=model.extra_tokens)
+  tables |= views.user_tables(data, config, people)
   tables |= views.item_flags(data, config, extra_tokens=model.extra_tokens, features=bool(provided))
   if getattr(model, "biases", False):
     tables |= ratings.item_table(data)
@@ -318,7 +324,7 @@ def build(config):
     other = views.beside(config.data_dir, name, data)
     tables["companion"] = batches.companions(other)
   return _assemble(Experiment, config, data, model, objective, tables, other=other,
-                   provided=provided)
+                   provided=provided, people=people)
 
 
 def _build_graph(config, data):

@@ -95,7 +95,7 @@ def test_neighbors_are_found_in_one_domain_and_asked_in_another(joined):
 def test_cold_users_train_nowhere_and_keep_what_they_did_elsewhere():
   fields = {"held_out_users": (0.4, 3)}
   before = experiment.build(tiny.config("tgt")).data
-  data, _ = views.as_configured(tiny.config("tgt", **fields), before)
+  data, *_ = views.as_configured(tiny.config("tgt", **fields), before)
   held = data.held_out_users
   assert 10 < held.sum() < 40 and not held[0] and data.withholds
   for split in ("train", "val"):
@@ -143,8 +143,8 @@ def test_a_run_is_evaluated_again_from_its_checkpoint(name, fields, tmp_path):
 
 
 def test_held_out_items_are_not_learned_in_a_second_domain():
-  data, _ = views.as_configured(tiny.config("tgt", **{"held_out_items": (0.2, 3)}),
-                                experiment.build(tiny.config("tgt")).data)
+  data, *_ = views.as_configured(tiny.config("tgt", **{"held_out_items": (0.2, 3)}),
+                                 experiment.build(tiny.config("tgt")).data)
   with pytest.raises(errors.UserError, match="held_out_items: items of 'tgt' .* domain of 'tgt'"):
     views.beside(tiny.root() / "data", "tgt", data)
 

@@ -9,7 +9,7 @@ from recjax.data import held_out, histories, providers, sequences
 
 
 def as_configured(config, data):
-  """Returns (Dataset, {feature: Provider}): as the config changes the prepared one and adds to it.
+  """Returns (Dataset, {feature: Provider} of items, and of users): as the config changes it.
 
   Fields that a config of an older version lacks are off.
   """
@@ -20,9 +20,24 @@ def as_configured(config, data):
   if history := config.get("history", ""):
     data = histories.join(data, sequences.load(config.data_dir, history))
   provided = providers.read(data, config.model.get("features") or ())
-  if files := providers.digests(provided):  # A resumed run checks them as part of its data.
+  people = providers.read_users(data, config.model.get("user_features") or ())
+  files = providers.digests(provided) | providers.digests(people, "user/")
+  if files:  # A resumed run checks them as part of its data.
     data = dataclasses.replace(data, manifest={**data.manifest, "feature_files": files})
-  return data, provided
+  return data, provided, people
+
+
+def user_tables(data, config, people):
+  """Returns the tables of what is known of users, "user/feature/NAME" and, bool [U + 2],
+
+    user/item/unowned   users without a vector of their own: never trained on, see `item_flags`
+  """
+  if not people:
+    return {}
+  new = data.lengths("targets" if "targets" in data.parts else "train") == 0
+  new[0] = False
+  return {**providers.tables(people, of="user/"),
+          "user/item/unowned": np.append(new & (not config.transfer.checkpoint), False)}
 
 
 def item_flags(data, config, *, extra_tokens, features):
