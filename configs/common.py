@@ -12,6 +12,7 @@ def get_config():
   config.dataset = ""  # a folder in data_dir
   config.history = ""  # another one, whose train split users bring along (see first_item)
   config.held_out_items = ()  # (share of the items, seed): removed from training, to be cold
+  config.held_out_users = ()  # (share of the users, seed), likewise; config.history they keep
   config.mixed_shards = config_dict.placeholder(int)  # of a sharded data set, at once; None: 8
   config.num_devices = config_dict.placeholder(int)  # None: all; a CPU is one, or as many as asked
   config.model_devices = 1  # of these, so many split the rows of the item tables among them
@@ -30,6 +31,8 @@ def get_config():
     features=(),  # (name, {"kind": attribute, given or text, ...}), see recjax/data/providers.py
     aggregate=config_dict.placeholder(str),  # concat, sum, gate, mlp, replace
     item_dropout=config_dict.placeholder(float),  # of items' own vectors, beside features
+    user_features=(),  # likewise, of users: attribute or given
+    user_aggregate=config_dict.placeholder(str),  # sum, gate, mlp, replace
     num_layers=config_dict.placeholder(int), item_width=config_dict.placeholder(int),
     user_width=config_dict.placeholder(int), heads=config_dict.placeholder(int),
     hidden=config_dict.placeholder(int), max_len=config_dict.placeholder(int),

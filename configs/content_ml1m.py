@@ -26,8 +26,10 @@ run, data=tgt,features=text+genre,of=title+plot,g=replace,size=cpu, 5 epochs, a 
 held out, context train, full: NDCG@10 5.59 % (popularity 5.26), MRR of items that nobody trained on
 0.19 % (popularity 0.10, chance 0.72), in 4 minutes of a shared CPU core.
 
-Arguments: data=all|src|tgt, model=sasrec|bert4rec|gru4rec, features=text+genre+given (any of them,
-joined by +), of=title+plot+genre (likewise), encoder=..., path=FILE, size=full|cpu,
+`model=content_cosine` trains nothing: it ranks by how like an item is to those of the history.
+
+Arguments: data=all|src|tgt, model=sasrec|bert4rec|gru4rec|content_cosine, features=text+genre+given
+(any of them, joined by +), of=title+plot+genre (likewise), encoder=..., path=FILE, size=full|cpu,
 g=concat|sum|gate|mlp|replace.
 """
 
@@ -45,8 +47,8 @@ def get_config(arg=None):
                                  "data")
   config.model.name = config.model.variant = arg.model
   config.objective.name = errors.choose(
-    {"sasrec": "causal_next_item", "gru4rec": "causal_next_item", "bert4rec": "masked_item"},
-    arg.model, "model")
+    {"sasrec": "causal_next_item", "gru4rec": "causal_next_item", "bert4rec": "masked_item",
+     "content_cosine": "untrained"}, arg.model, "model")
   cpu = errors.choose({"full": False, "cpu": True}, arg.size, "size")
   config.model.max_len = 50 if cpu else 200
   config.total_epochs = 20.0 if cpu else 200.0
@@ -55,7 +57,8 @@ def get_config(arg=None):
   config.model.features = features(
     arg.features.split("+"), width=32 if cpu else 64, of=tuple(arg.of.split("+")),
     encoder=arg.encoder, path=arg.path)
-  config.model.aggregate = arg.g
+  if arg.model != "content_cosine":
+    config.model.aggregate = arg.g
   if arg.model == "gru4rec" and arg.g == "concat":
     raise errors.UserError("model=gru4rec does not go with g=concat: its states are scored against "
                            "items of another width; take g=sum, gate or mlp")

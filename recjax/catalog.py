@@ -65,8 +65,11 @@ class Scores:
 
     In a softmax over all ids they weigh nothing, and get no gradient.
     """
-    bias = jnp.zeros(len(barred)) if self.bias is None else self.bias
-    return dataclasses.replace(self, bias=jnp.where(barred[:len(bias)], BARRED, bias))
+    bias = jnp.zeros(self.held) if self.bias is None else self.bias[:self.held]
+    if self.shared:
+      ids = collective.first_row(self.held) + jnp.arange(self.held)
+      barred = jnp.take(barred, ids, mode="fill", fill_value=False)
+    return dataclasses.replace(self, bias=jnp.where(barred[:self.held], BARRED, bias))
 
   def all(self):
     """Returns the scores of all ids, [..., N + 1]."""
@@ -171,6 +174,9 @@ class Given(Scores):
   def __len__(self):
     return self.x.shape[-1]
 
+  def without(self, barred):
+    return dataclasses.replace(self, x=jnp.where(barred[:len(self)], BARRED, self.x))
+
   def all(self):
     return self.x
 
@@ -205,12 +211,10 @@ def barring(barred, candidates=None, readout=None):
   """Returns (candidates, readout) with which `read` does the same to `Scores.without(barred)`.
 
   Args:
-    barred: bool [N + 1 or more], or None: both are as they were.
+    barred: bool [N + 1 or more].
     candidates: see `read`.
     readout: likewise.
   """
-  if barred is None:
-    return candidates, readout
   return None, lambda scores: read(scores.without(barred), candidates, readout)
 
 

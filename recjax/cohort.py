@@ -45,7 +45,6 @@ from recjax import (
   digests,
   errors,
   experiment,
-  optim,
   partition,
   record,
   results,
@@ -169,13 +168,14 @@ def shared_backbone(setting, config, states):
 
 def room(exp):
   """Returns how many members fit `MAX_BYTES`, at least one."""
-  config, shapes = exp.config, jax.eval_shape(exp.init_params, 0)
-  own = whole = trees.nbytes(shapes)
-  if config.transfer.mode == "patch":
-    plan = optim.plan(config.optim, shapes, last_rules=exp.optim_rules("patch"))
-    own = trees.nbytes({leaf: x for leaf, x in trees.flatten(shapes).items()
-                        if not plan[leaf]["freeze"]})
-  return max((MAX_BYTES - (whole - own)) // (3 * own), 1)
+  shapes = jax.eval_shape(exp.init_params, 0)
+  plan = setting_lib.make_plan(exp, exp.config, shapes)
+  frozen = trees.nbytes({leaf: x for leaf, x in trees.flatten(shapes).items()
+                         if plan[leaf]["freeze"]})
+  each = 3 * (trees.nbytes(shapes) - frozen)
+  if exp.config.transfer.mode == "patch":  # They start alike in all members, who have them once.
+    return max((MAX_BYTES - frozen) // max(each, 1), 1)
+  return max(MAX_BYTES // (frozen + each), 1)
 
 
 def _together(settings, configs, workdirs, lanes, clock):

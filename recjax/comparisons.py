@@ -70,6 +70,8 @@ def align(runs):
 def differences(ours, theirs, key_pairs):
   """Returns (by_user [n, m], by_seed [S, m]): `ours` minus `theirs`, runs paired in order.
 
+  NaN is where a protocol does not measure a user; means are over the others.
+
   Args:
     ours, theirs: lists of S runs, see `pair_runs`.
     key_pairs: m pairs of a key of `ours` and a key of `theirs`.
@@ -79,7 +81,9 @@ def differences(ours, theirs, key_pairs):
   per_seed = np.stack([
     np.stack([take(a, row_a, key_a) - take(b, row_b, key_b) for key_a, key_b in key_pairs], axis=-1)
     for a, b, row_a, row_b in zip(ours, theirs, rows[:len(ours)], rows[len(ours):], strict=True)])
-  return per_seed.mean(axis=0), per_seed.sum(axis=1) / max(per_seed.shape[1], 1)
+  measured = np.isfinite(per_seed).all(axis=0)
+  total = np.where(measured, per_seed, 0).sum(axis=1)
+  return per_seed.mean(axis=0), total / np.maximum(measured.sum(axis=0), 1)
 
 
 def compare(runs, pairs, *, metrics, draws=10_000, seed=0):
@@ -113,7 +117,10 @@ def compare(runs, pairs, *, metrics, draws=10_000, seed=0):
 
 
 def paired(runs, label, a, b, *, metrics):
-  """Returns the `Cell`s, not tested yet, of run `a` minus `b`, a run or a reference of `a`."""
+  """Returns the `Cell`s, not tested yet, of run `a` minus `b`, a run or a reference of `a`.
+
+  They hold every user, with NaN for those whom a protocol does not measure.
+  """
   ours = runs.get(a, ())
   is_reference = b not in runs and any(b in run.references for run in ours)
   ours, theirs, seeds = pair_runs(ours, ours if is_reference else runs.get(b, ()))
@@ -131,6 +138,8 @@ def paired(runs, label, a, b, *, metrics):
     return []
   cells = []
   for i, key in enumerate(keys):
+    if np.isnan(by_user[:, i]).all():  # nobody whom both measure
+      continue
     context, protocol, metric = key.split("/")
     cells.append(Cell({
       "label": label, "run": a, "against": b, "context": context, "protocol": protocol,
@@ -139,9 +148,13 @@ def paired(runs, label, a, b, *, metrics):
 
 
 def measure(cells, draws, seed):
-  """Adds to the entries of `cells` the difference, its interval and the unadjusted p-values."""
+  """Adds to the entries of `cells` the difference, its interval and the unadjusted p-values.
+
+  From then on they hold those users alone whom their protocol measures.
+  """
   alike = collections.defaultdict(list)
   for cell in cells:
+    cell.diff = cell.diff[np.isfinite(cell.diff)]
     alike[len(cell.diff)].append(cell)
   for group in alike.values():  # Resamples depend on n alone, so cells of one n share them.
     low, high, p_bootstrap = statistics.paired_bootstrap(
@@ -220,8 +233,7 @@ def _sliced(sides, base, metric):
     name_of = item_key.rsplit("/", 1)[-1]
     for place, name in enumerate(slices.POPULARITY):
       column = diff[:, :, place]
-      cells.append(_cell({**base, "kind": "popularity", "slice": name, "metric": name_of},
-                         column[:, np.isfinite(column).all(axis=0)]))
+      cells.append(_cell({**base, "kind": "popularity", "slice": name, "metric": name_of}, column))
   return [cell for cell in cells if len(cell.diff)]
 
 
@@ -236,6 +248,8 @@ def single_item_key(runs, context, protocol, metric):
 
 
 def _cell(entry, diff):
-  # Users first averaged over seeds; a seed's own mean says whether they agree.
+  # Users first averaged over seeds; a seed's own mean says whether they agree. Whom no run measures
+  # counts nowhere.
+  diff = diff[:, np.isfinite(diff).all(axis=0)]
   by_seed = diff.mean(axis=1).tolist() if diff.shape[1] else []
   return Cell({**entry, "by_seed": by_seed}, diff.mean(axis=0))

@@ -49,6 +49,7 @@ class Experiment:
   other: sequences.Dataset | None = None  # of a second domain that is learned with it
   split: dict = dataclasses.field(default_factory=dict)  # of `partition.split_rows`
   provided: dict = dataclasses.field(default_factory=dict)  # {feature: providers.Provider}
+  people: dict = dataclasses.field(default_factory=dict)  # likewise, of users
 
   def init_params(self, seed):
     """Returns parameters as a nested dict: freshly started ones on the host's default device.
@@ -116,12 +117,25 @@ class Experiment:
     used = {name for leaf, (name, _) in self.model.row_tables().items()
             if leaves is None or leaf in leaves}
     names |= ratings.row_names(self.data, used) | providers.row_names(self.provided)
+    names |= providers.row_names(self.people, "user/")
     names |= profiles.row_names(self.data, self.objective.profile, used)
     return {name: checkpoint.Rows(*names[name]) for name in sorted(used)}
 
+  def needed_rows(self):
+    """Returns {vocabulary: bool [rows]}: rows of tables that this data set reads or scores.
+
+    Of a user's history in another domain (`config.history`) the items of that one are read.
+    """
+    needed = {name: rows.trained for name, rows in self.rows().items()}
+    if "targets" in getattr(self.data, "parts", ()) and "item" in needed:
+      read = sequences.take_ranges(self.data.items, *self.data.span("train"))
+      needed["item"] = np.bincount(read, minlength=len(needed["item"])) > 0
+    return needed
+
   def describe_features(self):
-    """Returns a line for every feature: how many items it says something of."""
-    return providers.describe(self.provided, np.asarray(self.data.in_domain))
+    """Returns a line for every feature: how many items, or users, it says something of."""
+    return [*providers.describe(self.provided, np.asarray(self.data.in_domain)),
+            *providers.describe(self.people, np.arange(self.data.num_users + 1) > 0, "users")]
 
   def carry(self, config, params):
     """Returns (parameters with what crosses from the source runs, the plan, the sources' Readers).
@@ -164,8 +178,9 @@ class Experiment:
     return np.asarray(self.data.user_ids)[users]
 
   def train_lengths(self, users):
-    """Returns int32 [n]: how much these users have in train; None where there are no users."""
-    return self.data.lengths("train")[users].astype(np.int32)
+    """Returns int32 [n]: how much these users train on; None where there are no users."""
+    part = "targets" if "targets" in self.data.parts else "train"
+    return self.data.lengths(part)[users].astype(np.int32)
 
   def item_counts(self):
     """Returns int64 [N + 1]: how often each item occurs in train; None where there are none."""
@@ -201,7 +216,7 @@ class Experiment:
     if self.data.shards is None:
       cache_dir = f"{self.config.data_dir}/{self.data.name}/candidates"
       return make(self.data, max_users=config.max_users,
-                  cache_dir=cache_dir if self.data.held_out is None else None)
+                  cache_dir=None if self.data.withholds else cache_dir)
     if self.objective.task != "ranking":
       raise errors.UserError(f"data set {self.data.name!r} is sharded, and {self.objective.task} "
                              "is evaluated with all of it in memory; prepare it with "
@@ -282,18 +297,23 @@ def build(config):
   data = kinds.load(config.data_dir, config.dataset)
   if data.kind == graphs.KIND:
     return _build_graph(config, data)
-  data, provided = views.as_configured(config, data)
-  objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items)
+  data, provided, people = views.as_configured(config, data)
+  describe = functools.partial(objectives.make, **config.objective.to_dict(),
+                               num_items=data.num_items)
+  profile = describe().profile  # a head of labels has as many as it says
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data),
                          "features": {name: p.options for name, p in provided.items()},
                          "feature_sizes": {name: p.size for name, p in provided.items()},
-                         "facts": ratings.facts(data) | profiles.facts(data, objective.profile)})
-  objectives.check(config.objective, model.objectives)
+                         "user_features": {name: p.options for name, p in people.items()},
+                         "user_feature_sizes": {name: p.size for name, p in people.items()},
+                         "facts": ratings.facts(data) | profiles.facts(data, profile)})
+  objective = describe(known=model.objectives)
   tables = batches.attribute_tables(
     data, [(name, width, slots) for name, _, width, slots in model.fields],
     extra_tokens=model.extra_tokens)
   tables |= providers.tables(provided, extra_tokens=model.extra_tokens)
+  tables |= views.user_tables(data, config, people)
   tables |= views.item_flags(data, config, extra_tokens=model.extra_tokens, features=bool(provided))
   if getattr(model, "biases", False):
     tables |= ratings.item_table(data)
@@ -304,7 +324,7 @@ def build(config):
     other = views.beside(config.data_dir, name, data)
     tables["companion"] = batches.companions(other)
   return _assemble(Experiment, config, data, model, objective, tables, other=other,
-                   provided=provided)
+                   provided=provided, people=people)
 
 
 def _build_graph(config, data):

@@ -49,10 +49,7 @@ class Setting:
       params: its parameters.
       part: those that `tx` is for; all by default.
     """
-    freeze = ((config.transfer.freeze, {"freeze": True}),) if config.transfer.freeze else ()
-    plan = optim.plan(config.optim, params, extra_rules=freeze,
-                      last_rules=self.exp.optim_rules(config.transfer.mode),
-                      defaults=getattr(self.exp.model, "leaf_options", tuple)())
+    plan = make_plan(self.exp, config, params)
     schedule = optim.make_schedule(config.optim, total_steps=self.total_steps, **self.duration)
     updates = self.exp.objective.updates  # of a step; the schedule counts steps
     tx = optim.make(config.optim, params if part is None else part, plan=plan,
@@ -93,6 +90,20 @@ class Setting:
       apply_fn=apply_fn or exp.apply_fn, objective=exp.objective, tx=tx, sample=feed.sample,
       mesh=exp.mesh, trainable=trainable, micro_batches=size // micro, rooms=rooms, rows=rows,
       split=exp.split)
+
+
+def make_plan(exp, config, params):
+  """Returns {leaf name: options} of `optim.plan`: what a run's `config` makes of each parameter.
+
+  Args:
+    exp: the run's Experiment.
+    config: of the run.
+    params: its parameters, or their shapes.
+  """
+  freeze = ((config.transfer.freeze, {"freeze": True}),) if config.transfer.freeze else ()
+  return optim.plan(config.optim, params, extra_rules=freeze,
+                    last_rules=exp.optim_rules(config.transfer.mode),
+                    defaults=getattr(exp.model, "leaf_options", tuple)())
 
 
 @dataclasses.dataclass(frozen=True)

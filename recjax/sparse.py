@@ -79,7 +79,8 @@ class Rows:
     params, opt_state = (trees.map_slots(gather, leaves, tree) for tree in whole)
     named = {name: rename(x) if name in self.objective.item_inputs else x
              for name, x in inputs.items()}
-    tables = {name: jnp.take(x, rows, axis=0, mode="clip") for name, x in self.tables.items()}
+    tables = {name: x if name.startswith("user/") else jnp.take(x, rows, axis=0, mode="clip")
+              for name, x in self.tables.items()}
     apply_fn = step.make_apply(self.model.clone(num_items=len(ids)), tables)
 
     def widen(*parts):

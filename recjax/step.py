@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from recjax import catalog
 from recjax import optim
 from recjax import partition
 from recjax import trees
@@ -16,12 +17,21 @@ def make_apply(model, tables):
   `inputs` are the model's arguments by name, [B, ...] each; `rng` is the key of dropout, None
   without; `where` says at which positions the model is to score and what is read of the scores.
 
+  With a key, that is in training, items that are "item/barred" do not compete, whatever the model:
+  nothing that is read of its scores has a gradient of theirs.
+
   Args:
     model: of `recjax.models`.
-    tables: {field: int32 [tokens, slots]} on the devices.
+    tables: {field: int32 [tokens, slots]} on the devices, and what else the model looks up.
   """
+  # A head of labels scores no items.
+  barred = None if getattr(model, "labels", 0) else tables.get("item/barred")
+
   def apply_fn(params, inputs, rng, **where):
     rngs = None if rng is None else {"dropout": rng}
+    if rng is not None and barred is not None and {"candidates", "readout"} & set(where):
+      where["candidates"], where["readout"] = catalog.barring(
+        barred, where.get("candidates"), where.get("readout"))
     scores, _ = model.apply({"params": params}, **inputs, **where, tables=tables,
                             train=rng is not None, rngs=rngs)
     return scores

@@ -306,12 +306,13 @@ def transfer_from(config, params, exp, trainable):
     trainable: {leaf name: bool}, for the report.
   """
   merged, plan, readers = exp.carry(config, params)
+  for line in transfer.frozen_as_started(plan, trainable, exp.needed_rows()):
+    record.warn(line)
   steps = [reader.step for reader in readers]
   report = {"source": config.checkpoint, "source_step": steps[0] if len(steps) == 1 else steps,
-            "mode": config.mode,
             "backbone": readers[0].backbone(transfer.sources(plan)) if len(steps) == 1 else None,
             "leaves": [dict(entry.describe(), trainable=trainable[entry.target]) for entry in plan],
-            "table": transfer.describe(plan, trainable)}
+            "table": transfer.describe(plan, trainable), "mode": config.mode}
   return merged, report
 
 
@@ -390,8 +391,7 @@ def validate(recorder, step, evaluator, predict, params, metric):
 def main(argv):
   del argv
   cli.require(FLAGS, "config", "workdir")
-  report = train_and_evaluate(FLAGS.config, FLAGS.workdir)
-  print(results.summary(report))
+  print(results.summary(train_and_evaluate(FLAGS.config, FLAGS.workdir)))
 
 
 if __name__ == "__main__":

@@ -162,6 +162,28 @@ def merge(plan, fresh, source):
   return trees.map_names(choose, fresh)
 
 
+def frozen_as_started(plan, trainable, needed):
+  """Returns a warning of each table in which rows that are needed will stay as they started.
+
+  The table is frozen, and the source, which it comes from, knew nothing of them.
+
+  Args:
+    plan: of `make_plan`.
+    trainable: {leaf name: bool}.
+    needed: {vocabulary: bool [rows]}, which rows the target's data read or score.
+  """
+  lines = []
+  for entry in plan:
+    if entry.rows is None or trainable[entry.target]:
+      continue
+    if count := int(np.sum((entry.rows < 0) & needed[entry.vocabulary])):
+      lines.append(
+        f"{entry.target} is frozen, and {count:,} of the {entry.vocabulary} rows that these data "
+        f"need were not trained in the source: they stay as they started. To train the table, set "
+        f"optim.rules=(({entry.target!r}, {{}}),), or leave it out of transfer.freeze")
+  return lines
+
+
 def describe(plan, trainable):
   """Returns a printable table of the plan: leaf, source, shape, matched rows, trained or frozen."""
   width = max(len(entry.target) for entry in plan)

@@ -56,6 +56,18 @@ def _prepared(name, draws=20, **fields):
                                                                               draws)))
 
 
+@pytest.mark.parametrize("width", [3, 9, 12])
+def test_what_is_kept_moves_to_the_end_in_its_order(width):
+  rng = np.random.default_rng(0)
+  keep, x, y = rng.random((6, 9)) < 0.5, *rng.integers(1, 99, (2, 6, 9))
+  keep[0], keep[1] = False, True
+  found = objectives.baskets.compact(jnp.asarray(keep), width, jnp.asarray(x), jnp.asarray(y))
+  for ours, theirs in zip(found, (x, y), strict=True):
+    for row, kept, values in zip(np.asarray(ours), keep, theirs, strict=True):
+      wanted = values[kept][-width:]
+      assert row.tolist() == [0] * (width - len(wanted)) + wanted.tolist()
+
+
 def _split(row, segments):
   """Returns (b1, b2) of a row, having checked its frame."""
   tokens = row[row > 0].tolist()

@@ -234,6 +234,22 @@ def test_memory_bounds_a_cohort(tmp_path, monkeypatch):
   assert seen == [0, 1]
 
 
+def test_what_is_frozen_takes_no_slots_and_in_a_patch_is_there_once(monkeypatch):
+  config = tiny.config(**{"transfer.freeze": "(embed|encoder)/.*"})
+  exp = experiment.build(config)
+  flat = trees.flatten(exp.params_shapes())
+  size = lambda leaves: sum(4 * flat[leaf].size for leaf in leaves)
+  own = size(leaf for leaf in flat if leaf.startswith("head/"))
+  frozen = size(flat) - own
+  monkeypatch.setattr(cohort, "MAX_BYTES", 2 * (frozen + 3 * own))
+  assert cohort.room(exp) == 2
+  # The head of mode "patch" is trained, unless transfer.freeze says otherwise.
+  config.transfer.update(mode="patch", freeze="head/scores/kernel")
+  own = size(["head/scores/bias"])
+  monkeypatch.setattr(cohort, "MAX_BYTES", size(flat) - own + 5 * 3 * own)
+  assert cohort.room(exp) == 5
+
+
 @pytest.mark.parametrize("text, message", [
   ("{", "not JSON"), ("[1]", "not JSON"), ('{"a": 1}', "not JSON"), ('{"../a": {}}', "no name"),
   ('{"a": {"optim.rate": 1}}', "optim.rate")])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax import catalog, errors, models, step, trees
+from recjax import catalog, errors, models, trees
 from recjax.models import features, text_encoders
 
 N, U, T, WORDS = 9, 4, 5, 6
@@ -304,7 +304,6 @@ def test_who_is_barred_competes_with_nobody():
   expected = jax.nn.logsumexp(scores.all()[..., jnp.array(keep)], axis=-1)
   np.testing.assert_allclose(partition, expected, rtol=1e-5)
   assert (grad[jnp.array([3, 7])] == 0).all() and (grad[jnp.array(keep)] != 0).all()
-  assert catalog.barring(None, (labels,), None) == ((labels,), None)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -343,17 +342,3 @@ def test_a_model_without_features_says_so():
   with pytest.raises(errors.UserError, match="item_knn has no field 'features'"):
     models.make("item_knn", variant="item_knn", num_items=N, num_users=U, field_rows={},
                 features=_schema(), feature_sizes=SIZES)
-
-
-def test_a_step_is_told_of_items_by_their_tables():
-  """`step.make_apply` bars only in training."""
-  model = _model(aggregate="sum", dropout=0.0)
-  tables = {**_tables(), "item/barred": jnp.zeros(ROWS, bool).at[4].set(True)}
-  apply_fn = step.make_apply(model, tables)
-  inputs = {"items": jnp.array([[1, 2, 3, 5, 6]], jnp.int32), "users": jnp.zeros(1, jnp.int32)}
-  run = jax.jit(lambda params, rng: apply_fn(params, inputs, rng))
-  params = _params(model, tables)
-  train = run(params, jax.random.key(0))
-  test = jax.jit(lambda params: apply_fn(params, inputs, None))(params)
-  assert (train[..., 4] < -1e8).all() and (test[..., 4] > -1e8).all()
-  np.testing.assert_allclose(np.delete(train, 4, -1), np.delete(test, 4, -1), rtol=1e-5)

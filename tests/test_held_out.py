@@ -1,12 +1,13 @@
 """Cold items: what is held out is in no training, remains its users', and is tested."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 
 import evaluator_data
-from recjax import errors
+from recjax import catalog, comparisons, errors
 from recjax.data import batches, held_out
 from recjax.evaluators import popularity, ranking
 
@@ -84,3 +85,56 @@ def test_full_ranking_leaves_out_what_users_own_and_slices_tell_cold_items(pair,
   chance = [popularity.chance(evaluator, data).values["train"]["full"]["mrr"]
             for evaluator, data in ((plain, before), (cold, after))]
   np.testing.assert_allclose(*chance)
+
+
+def _by_hand(data, scores, user):
+  """Returns the MRR of a user's cold test items among the cold items that they do not own."""
+  rows = slice(data.offsets[user], data.offsets[user + 1])
+  wanted = [item for item in _items(data, "test", user) if data.held_out[item]]
+  others = set(np.flatnonzero(data.held_out)) - set(np.asarray(data.items[rows]).tolist())
+  if not wanted:
+    return np.nan
+  above = lambda item: sum(scores[x] > scores[item] for x in {*others, *wanted})
+  return 1 / (1 + min(above(item) for item in wanted))
+
+
+def test_cold_items_are_ranked_among_themselves(pair, compile_quickly):
+  data, rng = pair[1], np.random.default_rng(0)
+  scores = rng.permutation(61).astype(np.float32)
+  wanted = [_by_hand(data, scores, user) for user in range(1, data.num_users + 1)]
+  assert 5 < np.isfinite(wanted).sum() < data.num_users
+  evaluator = ranking.Ranking(data, protocols=("cold", "full"), ks=(2,), batch_size=16)
+  found = evaluator.run(popularity._score, scores)
+  np.testing.assert_allclose(found.values["train"]["cold"]["mrr"], wanted, rtol=1e-6)
+  assert found.means()["train"]["cold"]["mrr"] == pytest.approx(np.nanmean(wanted), rel=1e-6)
+  assert set(found.positives.values["train"]) == {"full"}
+  references = evaluator.references()  # Nobody trained on them: all are equally popular.
+  known, nothing = (references[name].means()["train"] for name in ("popularity", "chance"))
+  assert known["cold"] == nothing["cold"] and known["full"] != nothing["full"]
+
+
+def test_cold_items_are_ranked_alike_in_blocks(pair, compile_quickly, monkeypatch):
+  data, scores = pair[1], np.random.default_rng(0).permutation(61).astype(np.float32)
+  run = lambda: ranking.Ranking(data, protocols=("cold",), ks=(2,), batch_size=16).run(
+    popularity._score, scores).values["train"]["cold"]
+  plain = run()
+  monkeypatch.setattr(catalog, "HELD", 0)
+  for metric, value in run().items():
+    np.testing.assert_array_equal(value, plain[metric])
+
+
+def test_without_cold_items_there_is_no_ranking_of_them(pair):
+  with pytest.raises(errors.UserError, match="protocol cold: .* set held_out_items"):
+    ranking.Ranking(pair[0], protocols=("cold",))
+  assert ranking.Ranking(pair[1], split="val", protocols=("cold", "full")).protocols == ("full",)
+
+
+def test_users_without_a_cold_item_decide_nothing():
+  run = lambda seed, *values: types.SimpleNamespace(
+    seed=seed, users=np.arange(4), references=(), values={"train/cold/mrr": np.float32(values)})
+  runs = {"a": [run(0, .5, np.nan, 1, .5), run(1, .5, np.nan, 1, .5)],
+          "b": [run(0, 0, np.nan, .5, .25), run(1, .25, np.nan, .5, .25)]}
+  entry, = comparisons.compare(runs, [("a - b", "a", "b")], metrics=("mrr",), draws=50)
+  assert entry["users"] == 3
+  assert entry["by_seed"] == pytest.approx([1.25 / 3, 1 / 3])
+  assert entry["difference"] == pytest.approx(1.125 / 3)

@@ -10,7 +10,7 @@ everything but `train`), and every module has a row: the most exact one that fit
     record                              errors clock
     cli                                 errors
     state                               errors trees
-    step                                errors trees state optim partition
+    step                                errors trees state optim partition catalog
     sparse                              errors trees step
     transfer task_trees                 errors trees
     partition                           errors trees collective
@@ -30,6 +30,7 @@ everything but `train`), and every module has a row: the most exact one that fit
                                         task_trees models.* objectives.* data.* evaluators.*
     models/ (one paper a file)          errors catalog collective models.layers
                                         models.columns models.features models.graph_layers
+                                        models.item_knn
                                         models.patches models.pairwise models.sequence_embed
                                         models.text_encoders
                                         models.transformer;
@@ -78,7 +79,7 @@ MAY_IMPORT = {
   "record": {"errors", "clock"},
   "plots": {"errors", "slices", "tables", "trade_offs", "evaluators.metrics"},
   "state": {"errors", "trees"},
-  "step": {"errors", "trees", "state", "optim", "partition"},
+  "step": {"errors", "trees", "state", "optim", "partition", "catalog"},
   "sparse": {"errors", "trees", "step"},
   **dict.fromkeys(("transfer", "task_trees"), {"errors", "trees"}),
   "digests": {"trees"},
@@ -93,7 +94,8 @@ MAY_IMPORT = {
                  "task_trees", "models.*", "objectives.*", "data.*", "evaluators.*"},
   "models.__init__": {"errors", "models.*"},
   "models.*": {"errors", "catalog", "collective", "models.layers", "models.columns",
-               "models.features", "models.graph_layers", "models.patches", "models.pairwise",
+               "models.features", "models.graph_layers", "models.item_knn", "models.patches",
+               "models.pairwise",
                "models.sequence_embed", "models.text_encoders", "models.transformer"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},

@@ -43,7 +43,8 @@ def _asked(table, x, bias, ids, labels, barred, *, axis):
   picked, total = scores.against_all(labels)
   best = catalog.top(scores, 7, jnp.arange(N + 1) % 9 > 0, barred)
   out = {"picked": picked, "partition": total, "of_each": scores.of(ids), "all": scores.all(),
-         "of_run": scores.of(ids[:, :1]), "best": best[0]}
+         "of_run": scores.of(ids[:, :1]), "best": best[0],
+         "without": scores.without(jnp.arange(N + 2) % 5 == 3).against_all(labels)[1]}
   if not axis:
     out["rows"] = collective.look_up(table, ids, rows=N + 2)
   return out, best[1]

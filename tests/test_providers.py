@@ -86,7 +86,7 @@ def test_a_digest_changes_with_the_content(tmp_path):
   (lambda f: np.savez(f, ids=np.array([0.5, 1, 2]), vectors=TABLE), "ids are float64"),
   (lambda f: np.savez(f, ids=np.array(IDS), vectors=TABLE / 0), "infinite"),
   (lambda f: np.savez(f, ids=np.array(["a", "b", "c"]), vectors=TABLE),
-   "no id of .* is an item of data set 'small' .there 'a', here '1'"),
+   "no id of .* is one of data set 'small' .there 'a', here '1'"),
 ])
 @pytest.mark.filterwarnings("ignore:divide by zero")
 def test_a_file_of_vectors_with_a_mistake(tmp_path, change, says):

@@ -311,3 +311,15 @@ def test_the_plan_can_be_read_and_written():
   assert "<- a (1 of 2 item rows)" in lines[0] and "frozen" not in lines[0]
   assert "<- extra, frozen" in lines[1]
   assert lines[2].endswith("fresh")
+
+
+def test_rows_that_are_frozen_as_they_started_are_warned_of():
+  target, source = {"t": np.zeros((4, 2), "f4")}, {"t": np.ones((3, 2))}
+  known = dict(row_tables={"t": ("item", 0)}, source_rows={"item": _rows(list("abc"), [1, 1, 0])})
+  needed = {"item": np.array([True, True, True, False])}
+  def lines(names, trained):
+    plan = _plan(target, source, (("t", "t"),), target_rows={"item": _rows(list(names))}, **known)
+    return transfer.frozen_as_started(plan, {"t": trained}, needed)
+  line, = lines("abcd", False)  # c was never trained, nobody needs d
+  assert line.startswith("t is frozen, and 1 of the item rows") and "(('t', {}),)" in line
+  assert lines("abcd", True) == lines("abad", False) == []

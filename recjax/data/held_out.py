@@ -1,10 +1,15 @@
-"""Items kept from training, so that what a model knows of them is their features: cold items."""
+"""What is kept from training: items, of which features alone are known, and users, cold both.
+
+A cold user may be known from another domain (`histories.join`, which comes after this), or by a row
+of a table that a source run has trained.
+"""
 
 import dataclasses
 
 import numpy as np
 
 from recjax import errors
+from recjax.data import profiles
 
 
 def hold_out(data, wanted):
@@ -18,25 +23,60 @@ def hold_out(data, wanted):
     data: `sequences.Dataset`, not sharded.
     wanted: (share of the domain's items, seed that decides which), `config.held_out_items`.
   """
-  if len(wanted) != 2 or not isinstance(wanted[1], int):
-    raise errors.UserError(f"held_out_items is (share, seed), not {wanted!r}")
-  share, seed = wanted
-  if data.shards is not None:
-    raise errors.UserError(f"held_out_items: data set {data.name!r} is sharded; prepare it with "
-                           "--config.shards=0")
-  if not 0 < share < 1:
-    raise errors.UserError(f"held_out_items: the share must be between 0 and 1, not {share}")
+  share, seed = _checked(data, wanted, "held_out_items")
   held = _choose(data, share, seed)
   gone, order, splits = _without(data, held)
   take = lambda values: None if values is None else np.asarray(values)[order]
-  users = max(data.manifest.get("users", data.num_users), 1)
-  mean = round(float((splits[:, 0, 1] - splits[:, 0, 0]).sum()) / users, 6)
   about = {"share": share, "seed": int(seed), "items": int(held.sum()),
            "interactions": int(gone.sum())}
   return dataclasses.replace(
-    data, manifest={**data.manifest, "held_out_items": about, "mean_train_length": mean},
+    data, manifest={**data.manifest, "held_out_items": about,
+                    "mean_train_length": _mean_length(data, splits)},
     items=take(data.items), times=take(data.times), ratings=take(data.ratings),
     baskets=take(data.baskets), splits=splits, held_out=held)
+
+
+def hold_out_users(data, wanted):
+  """Returns `data` in which a share of the users has no train and val interactions.
+
+  These lose their split, but remain the users' own, so that evaluators neither show them to a model
+  nor count them as negatives. The test split is as it was: that of cold users.
+
+  Args:
+    data: `sequences.Dataset`, not sharded.
+    wanted: (share of the users, seed), `config.held_out_users`; users are chosen by a hash of their
+      external id, the same ones in every data set.
+  """
+  share, seed = _checked(data, wanted, "held_out_users")
+  held = profiles.parts(data, val=0, test=share, seed=seed) == profiles.PARTS.index("test")
+  train, val = (np.where(held, data.lengths(split), 0).sum() for split in ("train", "val"))
+  splits = np.array(data.splits)
+  splits[held, :2] = 0
+  about = {"share": share, "seed": int(seed), "users": int((data.lengths("test")[held] > 0).sum()),
+           "interactions": int(train + val)}
+  return dataclasses.replace(
+    data, manifest={**data.manifest, "held_out_users": about,
+                    "mean_train_length": _mean_length(data, splits)},
+    splits=splits, held_out_users=held)
+
+
+def _checked(data, wanted, field):
+  """Returns (share, seed) of the config's `field`."""
+  if len(wanted) != 2 or not isinstance(wanted[1], int):
+    raise errors.UserError(f"{field} is (share, seed), not {wanted!r}")
+  share, seed = wanted
+  if data.shards is not None:
+    raise errors.UserError(f"{field}: data set {data.name!r} is sharded; prepare it with "
+                           "--config.shards=0")
+  if not 0 < share < 1:
+    raise errors.UserError(f"{field}: the share must be between 0 and 1, not {share}")
+  return share, seed
+
+
+def _mean_length(data, splits):
+  """Returns the mean number of train interactions of the data set's users, as the manifest does."""
+  users = max(data.manifest.get("users", data.num_users), 1)
+  return round(float((splits[:, 0, 1] - splits[:, 0, 0]).sum()) / users, 6)
 
 
 def _choose(data, share, seed):

@@ -15,7 +15,8 @@ from recjax.data import sequences
 def join(data, other):
   """Returns `data` whose users' rows begin with the train split of `other`.
 
-  Users and items are matched by external id; items that `data` does not know are left out. The
+  Users and items are matched by external id; items that `data` does not know, or holds out of
+  training, are left out. The
   train split is what comes from `other`, "targets" (`sequences.PARTS`) what trains in `data`, and
   validation and test are those of `data`, as are items, domain and `item_counts`. There are no
   times, ratings and baskets.
@@ -53,6 +54,9 @@ def _train(data, other):
   users = ratings.find(other.user_ids, data.user_ids)[np.repeat(np.arange(len(begin)), end - begin)]
   items = ratings.find(other.item_ids, data.item_ids)[
     sequences.take_ranges(other.items, begin, end)]
-  keep = np.flatnonzero((users > 0) & (items > 0))
+  keep = (users > 0) & (items > 0)
+  if data.held_out is not None:
+    keep &= ~data.held_out[items]
+  keep = np.flatnonzero(keep)
   order = keep[np.argsort(users[keep], kind="stable")]
   return users[order], items[order]

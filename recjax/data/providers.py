@@ -8,8 +8,10 @@
     text        titles, plots and the like, read by an encoder over words
 
 All are keyed by external ids (of items, of values, of words), which is why they transfer: a row
-means the same in every data set. `OPTIONS` lists what each kind takes. Here they are read; what the
-model makes of them is in `recjax.models.features`.
+means the same in every data set. `config.model.user_features` names providers of users likewise:
+attributes of the table of users, and vectors keyed by users' external ids, as those of a social
+network that `recjax.export` writes. `OPTIONS` lists what each kind takes. Here they are read; what
+the model makes of them is in `recjax.models.features`.
 """
 
 import dataclasses
@@ -54,15 +56,15 @@ class Provider:
   digest: str | None = None
 
 
-def parse(features):
-  """Returns {NAME: options, all spelled out} of `config.model.features`."""
+def parse(features, *, field="model.features"):
+  """Returns {NAME: options, all spelled out} of the config's `field`."""
   found = {}
   for entry in features:
     if len(entry) != 2 or not hasattr(entry[1], "items") or not str(entry[0]).isidentifier():
-      raise errors.UserError("model.features: each is (name, {\"kind\": ..., option: value}), not "
+      raise errors.UserError(f"{field}: each is (name, {{\"kind\": ..., option: value}}), not "
                              f"{entry!r}")
     name, given = entry[0], dict(entry[1])
-    where = f"model.features, {name}"
+    where = f"{field}, {name}"
     kind = given.pop("kind", None)
     defaults = errors.choose(OPTIONS, kind, f"{where}: kind")
     if name in found:
@@ -90,36 +92,61 @@ def read(data, features):
     UserError: an unknown option, attribute or text, a file that cannot be read or fits no item.
   """
   readers = {"attribute": _attribute, "given": _given, "text": _text}
-  return {name: readers[options["kind"]](data, name, options)
+  return {name: readers[options["kind"]](data, f"model.features, {name}", name, options)
           for name, options in parse(features).items()}
 
 
-def tables(found, *, extra_tokens=0):
+@dataclasses.dataclass(frozen=True)
+class People:
+  """The users of a `sequences.Dataset` as the readers of features see items."""
+  name: str
+  item_ids: np.ndarray
+  in_domain: np.ndarray
+  features: dict
+  texts: dict = dataclasses.field(default_factory=dict)
+
+
+def read_users(data, features):
+  """Returns {NAME: Provider} for the users of a `sequences.Dataset`, as `read` does."""
+  everybody = np.arange(data.num_users + 1) > 0
+  profiles = {name: dataclasses.replace(profile, values=np.asarray(profile.values)[:, None])
+              for name, profile in data.profiles.items()}
+  people = People(data.name, data.user_ids, everybody, profiles)
+  readers = {"attribute": _attribute, "given": _given}
+  found = {}
+  for name, options in parse(features, field="model.user_features").items():
+    where = f"model.user_features, {name}"
+    read_one = errors.choose(readers, options["kind"], f"{where}: kind")
+    found[name] = read_one(people, where, name, options)
+  return found
+
+
+def tables(found, *, extra_tokens=0, of=""):
   """Returns {"feature/NAME": [N + 2 + extra_tokens, ...]}, with "feature/NAME/..." beside it.
 
-  Of padding, MASK and the extra tokens nothing is known.
+  Of padding, MASK and the extra tokens nothing is known. `of` is what names begin with.
   """
   out = {}
   for name, provider in found.items():
     for suffix, array in provider.arrays.items():
       rows = np.zeros((1 + extra_tokens, *array.shape[1:]), array.dtype)
-      out[f"feature/{name}{suffix}"] = np.concatenate([array, rows])
+      out[f"{of}feature/{name}{suffix}"] = np.concatenate([array, rows])
   return out
 
 
-def row_names(found):
+def row_names(found, of=""):
   """Returns {"feature/NAME": (names, trained)}, the vocabularies of values and of words."""
-  return {f"feature/{name}": provider.rows for name, provider in found.items() if provider.rows}
+  return {f"{of}feature/{name}": provider.rows for name, provider in found.items() if provider.rows}
 
 
-def digests(found):
+def digests(found, of=""):
   """Returns {NAME: SHA-256 of its file} of the providers that read one."""
-  return {name: provider.digest for name, provider in found.items() if provider.digest}
+  return {f"{of}{name}": provider.digest for name, provider in found.items() if provider.digest}
 
 
-def _attribute(data, name, options):
+def _attribute(data, where, name, options):
   attribute = options["attribute"] or name
-  feature = errors.choose(data.features, attribute, f"model.features, {name}: attribute")
+  feature = errors.choose(data.features, attribute, f"{where}: attribute")
   values = np.asarray(feature.values)[:, :options["slots"] or None].astype(np.int32)
   ids = np.asarray(feature.ids[1:])
   used = np.zeros(len(ids) + 1, bool)
@@ -127,14 +154,14 @@ def _attribute(data, name, options):
   return Provider(options, {"": values}, len(ids), (values > 0).any(1), (ids, used[1:]))
 
 
-def _given(data, name, options):
-  where = f"model.features, {name}"
+def _given(data, where, name, options):
+  del name
   file = vectors.read(options["path"], ids=options["ids"], column=options["column"], where=where)
   place = _places(np.asarray(data.item_ids[1:]), file.ids)
   if not (place >= 0).any():
     example = np.asarray(data.item_ids[1:2])[0].decode()
     raise errors.UserError(
-      f"{where}: no id of {options['path']} is an item of data set {data.name!r} (there "
+      f"{where}: no id of {options['path']} is one of data set {data.name!r} (there "
       f"{file.ids[0].decode()!r}, here {example!r})")
   table = file.vectors
   if options["standardize"]:  # by the file, so that it means the same in every data set
@@ -155,13 +182,14 @@ def _places(wanted, ids):
   return np.where(ordered[place] == wanted, order[place], -1)
 
 
-def _text(data, name, options):
-  texts = [_column(data, name, part) for part in options["of"]]
+def _text(data, where, name, options):
+  del name
+  texts = [_column(data, where, part) for part in options["of"]]
   items = [words(" ".join(parts))[:options["length"]] for parts in zip(*texts, strict=True)]
   vocabulary, holders = _vocabulary(items, options)
   if not vocabulary:
-    raise errors.UserError(f"model.features, {name}: no word of {', '.join(options['of'])} occurs "
-                           f"in {options['min_count']} items; lower min_count")
+    raise errors.UserError(f"{where}: no word of {', '.join(options['of'])} occurs in "
+                           f"{options['min_count']} items; lower min_count")
   number = {word: place for place, word in enumerate(vocabulary, 1)}
   kept = [[number[word] for word in item if word in number] for item in items]
   table = np.zeros((len(kept), max(1, *map(len, kept))), np.int32)
@@ -177,12 +205,12 @@ def _text(data, name, options):
   return Provider(options, arrays, len(vocabulary), (table > 0).any(1), (names, used[1:]))
 
 
-def _column(data, name, part):
+def _column(data, where, part):
   """Returns one text an item, of rows 0..N: a stored text, or the values of an attribute."""
   if part in data.texts:
     return [text.decode() for text in np.asarray(data.texts[part]).tolist()]
   choices = {**data.texts, **data.features}
-  feature = errors.choose(choices, part, f"model.features, {name}: of")
+  feature = errors.choose(choices, part, f"{where}: of")
   ids = [value.decode() for value in np.asarray(feature.ids).tolist()]
   return [" ".join(ids[value] for value in row if value)
           for row in np.asarray(feature.values).tolist()]
@@ -205,11 +233,11 @@ def _vocabulary(items, options):
   return kept, [counts[word] for word in kept]
 
 
-def describe(found, in_domain):
+def describe(found, in_domain, what="items"):
   """Returns a line for every provider: how many items of the domain it says something of."""
   total = int(np.sum(in_domain[1:]))
   known = {name: int(np.sum(provider.known & in_domain)) for name, provider in found.items()}
-  return [f"feature {name} ({provider.options['kind']}): {known[name]:,} of {total:,} items, "
+  return [f"feature {name} ({provider.options['kind']}): {known[name]:,} of {total:,} {what}, "
           f"{provider.size:,} "
           + ("columns" if provider.rows is None else "rows")
           + (f" of {os.fspath(provider.options['path'])}" if provider.digest else "")

@@ -45,7 +45,8 @@ KIND = "sequences"  # what a manifest that names no kind is of
 SPLITS = ("train", "val", "test")
 PARTS = (*SPLITS, "targets")  # the last with a history alone, see `histories`
 IDENTITY = ("name", "version", "raw_sha256", "interactions", "split")  # manifest keys
-AT_RUN_TIME = ("held_out_items", "feature_files")  # what a run's config made of it, likewise
+# What a run's config made of it, likewise.
+AT_RUN_TIME = ("held_out_items", "held_out_users", "feature_files")
 ARRAYS = ("user_ids", "item_ids", "in_domain", "offsets", "items", "times", "splits")
 
 
@@ -75,6 +76,7 @@ class Dataset:
   features: dict = dataclasses.field(default_factory=dict)
   texts: dict = dataclasses.field(default_factory=dict)  # {"title" and others: bytes [N + 1]}
   held_out: np.ndarray | None = None  # bool [N + 1]: items kept from training, see `held_out`
+  held_out_users: np.ndarray | None = None  # bool [U + 1], likewise
   first_seen: np.ndarray | None = None
   counts: np.ndarray | None = None  # int64 [3, N + 1]: of `item_counts`, where known beforehand
   profiles: dict = dataclasses.field(default_factory=dict)  # {attribute: Feature of users}
@@ -84,6 +86,11 @@ class Dataset:
   def shards(self):
     """Returns the `shards.Shards` that hold the rows, or None: then they are plain arrays."""
     return getattr(self.items, "shards", None)
+
+  @property
+  def withholds(self):
+    """Returns whether users own what no split has, since items or users are held out."""
+    return self.held_out is not None or self.held_out_users is not None
 
   @property
   def name(self):

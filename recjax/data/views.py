@@ -9,18 +9,35 @@ from recjax.data import held_out, histories, providers, sequences
 
 
 def as_configured(config, data):
-  """Returns (Dataset, {feature: Provider}): as the config changes the prepared one and adds to it.
+  """Returns (Dataset, {feature: Provider} of items, and of users): as the config changes it.
 
   Fields that a config of an older version lacks are off.
   """
-  if history := config.get("history", ""):
-    data = histories.join(data, sequences.load(config.data_dir, history))
   if share := tuple(config.get("held_out_items") or ()):
     data = held_out.hold_out(data, share)
+  if share := tuple(config.get("held_out_users") or ()):
+    data = held_out.hold_out_users(data, share)
+  if history := config.get("history", ""):
+    data = histories.join(data, sequences.load(config.data_dir, history))
   provided = providers.read(data, config.model.get("features") or ())
-  if files := providers.digests(provided):  # A resumed run checks them as part of its data.
+  people = providers.read_users(data, config.model.get("user_features") or ())
+  files = providers.digests(provided) | providers.digests(people, "user/")
+  if files:  # A resumed run checks them as part of its data.
     data = dataclasses.replace(data, manifest={**data.manifest, "feature_files": files})
-  return data, provided
+  return data, provided, people
+
+
+def user_tables(data, config, people):
+  """Returns the tables of what is known of users, "user/feature/NAME" and, bool [U + 2],
+
+    user/item/unowned   users without a vector of their own: never trained on, see `item_flags`
+  """
+  if not people:
+    return {}
+  new = data.lengths("targets" if "targets" in data.parts else "train") == 0
+  new[0] = False
+  return {**providers.tables(people, of="user/"),
+          "user/item/unowned": np.append(new & (not config.transfer.checkpoint), False)}
 
 
 def item_flags(data, config, *, extra_tokens, features):
@@ -53,4 +70,8 @@ def beside(data_dir, name, data):
   if not (same("user_ids") and same("item_ids")):
     raise errors.UserError(f"model.other: {name!r} numbers users and items otherwise than "
                            f"{data.name!r}; prepare both in one run of recjax.prepare")
+  if data.held_out is not None and np.any(data.held_out & np.asarray(other.in_domain)):
+    raise errors.UserError(f"held_out_items: items of {data.name!r} that are held out are in the "
+                           f"domain of {name!r} too, and would be learned there; take domains "
+                           "without common items, or leave held_out_items out")
   return other

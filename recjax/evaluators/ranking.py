@@ -4,6 +4,9 @@
     full   every item of the domain, less the user's train and val items
     full_repeats   every item of the domain: where choosing again is the rule, as in baskets. It has
            F1 and hit rate as further metrics and personal frequency as a reference
+    cold   the held-out items alone, less those that the user owns: cold items among themselves, of
+           which popularity says no more than chance. Of the test split only, and of its users who
+           own one there; others have NaN
     survey_caser_legacy   A KNOWN DEFECT, only to reproduce published numbers: uniform100_global,
            where every positive is replaced by another item (see `candidates.item_before`)
 
@@ -26,7 +29,8 @@ from recjax.evaluators import candidates, held_out, metrics, popularity, values
 
 PROTOCOLS = (*candidates.SAMPLED, "full")
 REPEATS = "full_repeats"
-WHOLE = ("full", REPEATS)
+COLD = "cold"
+WHOLE = ("full", REPEATS, COLD)
 LEGACY = "survey_caser_legacy"  # Never a default: it must be asked for by name.
 CONTEXTS = held_out.CONTEXTS
 
@@ -50,7 +54,7 @@ class Ranking:
       split: "val" or "test".
       contexts: what the model sees of a user, "train" or "train+val" (the latter for the test split
         only); all that the split allows by default.
-      protocols: names out of `PROTOCOLS`, `REPEATS` or `LEGACY`.
+      protocols: names out of `PROTOCOLS`, `REPEATS`, `COLD` or `LEGACY`.
       ks: cut-offs of NDCG and recall.
       num_negatives: negatives per user in the sampled protocols.
       seed: fixes the negatives and the choice of `max_users`; not the run's seed.
@@ -66,7 +70,9 @@ class Ranking:
       UserError: an unknown name, a split without users, or a positive that is no candidate.
     """
     contexts = held_out.choose_contexts(split, contexts)
-    held_out.check("protocol", protocols, (*PROTOCOLS, REPEATS, LEGACY))
+    held_out.check("protocol", protocols, (*PROTOCOLS, REPEATS, COLD, LEGACY))
+    if split != "test":
+      protocols = tuple(name for name in protocols if name != COLD)
     if min(*ks, batch_size, history_length, num_negatives) < 1:
       raise errors.UserError("evaluation: ks, batch_size, history_length and num_negatives must be "
                              f"at least 1, not {(ks, batch_size, history_length, num_negatives)}")
@@ -81,7 +87,7 @@ class Ranking:
     self._excluded = None
     if "full" in protocols:
       # What was held out of a user's history is in no split, and nothing to be recommended again.
-      owned = candidates.EVERYTHING if data.held_out is not None else tuple(
+      owned = candidates.EVERYTHING if data.withholds else tuple(
         part for part in data.parts if part != "test")
       self._excluded = candidates.distinct_items(data, self.users, owned, without=(split,))
     elif REPEATS in protocols:
@@ -91,6 +97,7 @@ class Ranking:
         data, self.users, split, "uniform100_global" if name == LEGACY else name,
         num_negatives=num_negatives, seed=seed, cache_dir=cache_dir)
       for name in protocols if name not in WHOLE}
+    self._cold = _Cold(data, self.users, self._positives[0]) if COLD in protocols else None
     self._before = candidates.item_before(data) if LEGACY in protocols else None
     self._in_domain = np.array(data.in_domain)
     self._in_domain[0] = False
@@ -147,6 +154,9 @@ class Ranking:
     positives = self._rows(_pad(*self._positives, rows))
     batch = {"users": self._rows(self.users[rows]), "positives": positives}
     batch["negatives"] = {name: self._rows(ids[rows]) for name, ids in self._negatives.items()}
+    if self._cold is not None:
+      batch["negatives"][COLD] = self._rows(self._cold.others(rows))
+      batch["cold"] = self._cold.held[positives]
     if self._before is not None:
       batch["before"] = self._before[positives]
     if self._excluded is not None:
@@ -183,6 +193,10 @@ class Ranking:
     place = (self._positives[1][rows][:, None] + np.arange(mask.shape[1]))[mask]
     for name in self.protocols:
       greater, equal = (count[:len(rows)] for count in counts[name])
+      if name == COLD:  # Of single items, the slice of those without train items tells as much.
+        _write(found, (context, name), len(self.users), rows,
+               self._cold.compute(self._positives[0][place], greater, equal, mask, self.ks))
+        continue
       _write(found, (context, name), len(self.users), rows,
              metrics.compute(greater, equal, mask, self.ks))
       if name == REPEATS:
@@ -263,6 +277,8 @@ def _tally(batch, found, domain, in_domain):
     if name == LEGACY:
       mine = found["before"]
       rivals = _compare(mine, mine, positives > 0)
+    if name == COLD:
+      rivals = _compare(target, target, batch["cold"])
     others = _compare(mine, found["negatives"][name], ids > 0)
     counts[name] = (rivals[0] + others[0], rivals[1] + others[1] - 1)  # One ties with itself.
   if "excluded" in batch:
@@ -283,6 +299,48 @@ def _compare(target, others, valid):
   one = lambda value: (count((others > value[:, None]) & valid),
                        count((others == value[:, None]) & valid))
   return tuple(column.T for column in jax.lax.map(one, target.T))
+
+
+class _Cold:
+  """The candidates of COLD, and whom it measures.
+
+  Args:
+    data: `sequences.Dataset` that holds out items.
+    users: [n], of an evaluator.
+    positives: int32 [P], items of theirs.
+
+  `held` is bool [N + 1].
+  """
+
+  def __init__(self, data, users, positives):
+    if data.held_out is None or not data.held_out[positives].any():
+      raise errors.UserError(f"protocol {COLD}: no test item of data set {data.name!r} is held out "
+                             "of training; set held_out_items to (share, seed)")
+    self.held, self._ids = data.held_out, np.flatnonzero(data.held_out).astype(np.int32)
+    self._owned = candidates.distinct_items(data, users, candidates.EVERYTHING)
+
+  def others(self, rows):
+    """Returns int32 [n, C]: the held-out items, 0 in place of those that each user owns."""
+    items, offsets = self._owned
+    owned = sequences.take_ranges(items, offsets[rows], offsets[rows + 1])
+    owner = np.repeat(np.arange(len(rows)), offsets[rows + 1] - offsets[rows])
+    place = np.minimum(np.searchsorted(self._ids, owned), len(self._ids) - 1)
+    hit = self._ids[place] == owned
+    out = np.tile(self._ids, (len(rows), 1))
+    out[owner[hit], place[hit]] = 0
+    return out
+
+  def compute(self, items, greater, equal, mask, ks):
+    """Returns what `metrics.compute` does, over the positives that are held out; NaN without one.
+
+    Args:
+      items: those that `mask` marks, one after the other.
+      greater: see `metrics.compute`, as are the others.
+    """
+    cold = np.zeros_like(mask)
+    cold[mask] = self.held[items]
+    found = metrics.compute(greater, equal, cold, ks)
+    return {name: np.where(cold.any(axis=1), value, np.nan) for name, value in found.items()}
 
 
 def _write(nesting, keys, size, rows, part):

@@ -19,16 +19,23 @@ class Positives:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """Per-user metrics: `values[context][protocol][metric]` is float32 [n], like `users`."""
+  """Per-user metrics: `values[context][protocol][metric]` is float32 [n], like `users`.
+
+  NaN is where a protocol does not measure a user.
+  """
   users: np.ndarray
   values: dict
   positives: Positives | None = None
 
   def means(self):
-    """Returns the same nesting with one float per metric: users count alike."""
-    mean = lambda value: float(np.mean(value, dtype=np.float64))
+    """Returns the same nesting with one float per metric: users who are measured count alike.
+
+    Protocols that measure nobody are left out.
+    """
+    mean = lambda value: float(np.mean(value[np.isfinite(value)], dtype=np.float64))
+    anybody = lambda table: all(np.isfinite(value).any() for value in table.values())
     return {context: {protocol: {metric: mean(value) for metric, value in table.items()}
-                      for protocol, table in protocols.items()}
+                      for protocol, table in protocols.items() if anybody(table)}
             for context, protocols in self.values.items()}
 
   def flat(self):

@@ -8,6 +8,7 @@ objectives prepare, it has
     max_len              positions that it reads
     fields, extra_tokens attribute tables that it reads, ids after MASK
     features             `features.Spec`s of what it aggregates with items, where it can
+    user_features        likewise, with users
     choices              {attribute: values allowed}
     check()              raises UserError where sizes do not fit together
     example_inputs()     inputs that start its parameters
@@ -45,6 +46,7 @@ from recjax.models import bert4rec_rating
 from recjax.models import caser
 from recjax.models import complex_embeddings
 from recjax.models import conet
+from recjax.models import content_cosine
 from recjax.models import dot
 from recjax.models import features as features_lib
 from recjax.models import fm
@@ -57,6 +59,7 @@ from recjax.models import proje
 from recjax.models import sasrec
 from recjax.models import translation
 from recjax.models import tucker
+from recjax.models import user_knn
 
 MODELS = {
   "autoencoder": autoencoder.Autoencoder,
@@ -66,6 +69,7 @@ MODELS = {
   "caser": caser.Caser,
   "complex": complex_embeddings.ComplEx,
   "conet": conet.CoNet,
+  "content_cosine": content_cosine.ContentCosine,
   "dot": dot.Dot,
   "fm": fm.FM,
   "gru4rec": gru4rec.GRU4Rec,
@@ -80,6 +84,7 @@ MODELS = {
   "transh": translation.TransH,
   "transr": translation.TransR,
   "tucker": tucker.TuckER,
+  "user_knn": user_knn.UserKNN,
 }
 VARIANTS = {
   "autoencoder": autoencoder.VARIANTS,
@@ -89,6 +94,7 @@ VARIANTS = {
   "caser": caser.VARIANTS,
   "complex": complex_embeddings.VARIANTS,
   "conet": conet.VARIANTS,
+  "content_cosine": content_cosine.VARIANTS,
   "dot": dot.VARIANTS,
   "fm": fm.VARIANTS,
   "gru4rec": gru4rec.VARIANTS,
@@ -103,12 +109,14 @@ VARIANTS = {
   "transh": translation.TRANSH_VARIANTS,
   "transr": translation.TRANSR_VARIANTS,
   "tucker": tucker.VARIANTS,
+  "user_knn": user_knn.VARIANTS,
 }
 RESERVED = ("item", "user", "rating", "segment", "layer_norm", "drop")
 
 
-def make(name, *, variant, field_rows, fields=(), features=(), feature_sizes=None, facts=None,
-         num_items=None, num_users=None, num_entities=None, num_relations=None, **overrides):
+def make(name, *, variant, field_rows, fields=(), features=(), feature_sizes=None,
+         user_features=(), user_feature_sizes=None, facts=None, num_items=None, num_users=None,
+         num_entities=None, num_relations=None, **overrides):
   """Returns the model of `config.model`.
 
   Args:
@@ -118,6 +126,8 @@ def make(name, *, variant, field_rows, fields=(), features=(), feature_sizes=Non
     fields: (attribute, width, slots) of those that the model reads.
     features: {NAME: options} of providers whose vectors are aggregated with the items'.
     feature_sizes: {NAME: columns or rows} of what they provide.
+    user_features: {NAME: options} of what is known of users, likewise.
+    user_feature_sizes: likewise.
     facts: {attribute: function that finds it in the data}, for attributes that a model may have
       (`rating_mean`); those that it has not are never looked for.
     num_items: N, and
@@ -145,7 +155,9 @@ def make(name, *, variant, field_rows, fields=(), features=(), feature_sizes=Non
                            f"{' and '.join(key.removeprefix('num_') for key in sizes)}; choose "
                            "another model or another dataset")
   values["features"] = features_lib.specs(features, feature_sizes) if features else ()
-  for optional in ("fields", "features"):
+  values["user_features"] = features_lib.specs(
+    user_features, user_feature_sizes, field="model.user_features") if user_features else ()
+  for optional in ("fields", "features", "user_features"):
     if not values[optional] and optional not in allowed:
       del values[optional]
   values = {**{key: find() for key, find in (facts or {}).items()

@@ -65,7 +65,7 @@ class BasketBERT(transformer.SequenceTransformer):
       pooler(x)
     if pairs:
       return pooler(x), out
-    return self._score(x, table, tables, candidates, readout, train=train), out
+    return self._score(x, table, candidates, readout), out
 
   def example_inputs(self):
     """Returns inputs that start the parameters, as small as can be."""

@@ -155,8 +155,6 @@ class Caser(nn.Module):
     z = z if user is None else jnp.concatenate([z, user], -1)  # [B, Z]
     out["scored"] = z
     z = z[:, None] if positions is None else layers.select(z[:, None], positions // max(length, 1))
-    candidates, readout = catalog.barring(
-      tables.get("item/barred") if train else None, candidates, readout)
     return Output(self.num_items, dtype, name="out")(z, candidates, readout), out
 
   def _slide(self, x):

@@ -20,6 +20,9 @@ computed. Catalogs of millions of items can so be trained on; evaluated they are
 as [R, W] and, with texts, [R, words, D] need. An untied head (survey_code, Caser) has rows of its
 own, of which features say nothing: such models cannot rank items that they were not trained on.
 
+Users are aggregated with what is known of them likewise, by any g but concat (`UserFeatures`): so
+that one without a single interaction is somebody. Of an unknown user nothing is known, either.
+
 Letters: R rows (padding, items, MASK, tokens), n of them, N items, W width of items.
 """
 
@@ -41,6 +44,7 @@ ENCODERS = {
   "bigru_attention": text_encoders.BiGRUAttention,
   "transformer_cls": text_encoders.TransformerCLS,
 }
+OF_USERS = tuple(name for name in AGGREGATES if name != "concat")
 RESERVED = ("gate", "hidden", "out")  # what Features calls its own layers
 
 
@@ -62,8 +66,8 @@ class Spec:
     return self.width or self.size
 
 
-def specs(features, sizes):
-  """Returns the `Spec`s of {NAME: options} and {NAME: size}.
+def specs(features, sizes, *, field="model.features"):
+  """Returns the `Spec`s of {NAME: options} and {NAME: size}, of the config's `field`.
 
   Raises:
     UserError: an encoder that there is not, or options that do not go together.
@@ -72,7 +76,7 @@ def specs(features, sizes):
   known = [field.name for field in dataclasses.fields(Spec)]
   for name, options in features.items():
     spec = Spec(name=name, size=sizes[name], **{k: v for k, v in options.items() if k in known})
-    where = f"model.features, {name}"
+    where = f"{field}, {name}"
     errors.choose(ENCODERS, spec.encoder, f"{where}: encoder")
     if name in RESERVED:
       raise errors.UserError(f"{where}: choose another name, {', '.join(RESERVED)} are taken")
@@ -101,9 +105,9 @@ def check(model):
                            "features beside those; replace has none to take")
 
 
-def leaves(schema):
+def leaves(schema, under="embed/features"):
   """Returns a regex each of the leaves of the providers: what means the same in any model."""
-  return [rf"embed/features/{re.escape(spec.name)}/.*" for spec in schema]
+  return [rf"{under}/{re.escape(spec.name)}/.*" for spec in schema]
 
 
 def row_tables(schema):
@@ -116,6 +120,25 @@ def row_tables(schema):
     if spec.kind != "given" or spec.trained:
       out[f"embed/features/{spec.name}/{leaf}"] = (vocabulary or f"feature/{spec.name}", 0)
   return out
+
+
+def user_row_tables(schema, under="embed/user_features"):
+  """Returns the `row_tables` of what is known of users, values of attributes, below `under`."""
+  return {f"{under}/{spec.name}/values/embedding": (f"user/feature/{spec.name}", 0)
+          for spec in schema if spec.kind == "attribute"}
+
+
+def check_users(model, width):
+  """Raises UserError where a model's `user_features` do not fit the `width` of its users."""
+  if not model.user_features:
+    return
+  if not width:
+    raise errors.UserError("config.model: user_features are aggregated with users' vectors; set "
+                           "user_width")
+  for spec in model.user_features:
+    if spec.trained:
+      raise errors.UserError(f"model.user_features, {spec.name}: given vectors of users are "
+                             "constants; set trained=False")
 
 
 class Provided(nn.Module):
@@ -235,6 +258,25 @@ class Features(nn.Module):
       seeds = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
       gone |= ~layers.kept_ids(ids, seeds, self.item_dropout)
     return gone[:, None]
+
+
+class UserFeatures(Features):
+  """g of users 1..`num_items`; of 0, an unknown one, nothing is known."""
+
+  @nn.compact
+  def __call__(self, users, own, tables, *, train=False):
+    """Returns [B, W], of users int32 [B] and their own vectors [B, W].
+
+    Args:
+      users: int32 [B].
+      own: [B, W].
+      tables: {"user/feature/NAME": [U + 2, ...], ...}, see `Features`.
+      train: not looked at: users lose no vectors.
+    """
+    del train
+    tables = jax.lax.optimization_barrier(
+      {name.removeprefix("user/"): x for name, x in tables.items() if name.startswith("user/")})
+    return self._combine(own.astype(self.dtype), users, tables, False)
 
 
 def _kernel_init(initializer):

@@ -97,6 +97,8 @@ class GRU4Rec(nn.Module):
   features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
   aggregate: str = "concat"
   item_dropout: float = 0.0  # how often an item has to do without its own vector
+  user_features: tuple = ()  # likewise, of users
+  user_aggregate: str = "sum"
   item_width: int = 128
   user_width: int = 0  # 0: no user embedding
   num_layers: int = 1
@@ -111,7 +113,8 @@ class GRU4Rec(nn.Module):
   splits_items = True
   objectives = ("causal_next_item",)
   choices = {"output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
-             "aggregate": features_lib.AGGREGATES, "dtype": ("float32", "bfloat16")}
+             "aggregate": features_lib.AGGREGATES,
+             "user_aggregate": features_lib.OF_USERS, "dtype": ("float32", "bfloat16")}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
@@ -136,7 +139,8 @@ class GRU4Rec(nn.Module):
       num_items=self.num_items, num_users=self.num_users, max_len=self.max_len,
       item_width=self.item_width, user_width=self.user_width, fields=self.fields, places=False,
       dropout=self.dropout, schema=self.features, aggregate=self.aggregate,
-      item_dropout=self.item_dropout, **common, name="embed")
+      item_dropout=self.item_dropout, user_schema=self.user_features,
+      user_aggregate=self.user_aggregate, **common, name="embed")
     vectors, table = embed.vectors(items, tables, whole=self.output != "untied", train=train)
     x = embed(items, users, tables, vectors=vectors, train=train)
     out = {"embedded": x}
@@ -146,14 +150,14 @@ class GRU4Rec(nn.Module):
     if positions is not None:
       x = layers.select(x, positions)
     return layers.score_items(x, table, output=self.output, num_items=self.num_items,
-                              candidates=candidates, readout=readout,
-                              barred=tables.get("item/barred") if train else None, **common), out
+                              candidates=candidates, readout=readout, **common), out
 
   def check(self):
     """Raises UserError where sizes do not fit together."""
     if self.num_layers < 1:
       raise errors.UserError(f"config.model: num_layers must be at least 1, not {self.num_layers}")
     features_lib.check(self)
+    features_lib.check_users(self, self.user_width)
     width = features_lib.width(self.item_width, self.features, self.aggregate)
     if self.output == "tied" and self.hidden != width:
       joined = "" if width == self.item_width else f" with features, {width} in all"

@@ -46,7 +46,7 @@ class ItemKNN:
     Args:
       data: `sequences.Dataset`.
     """
-    owned = _owned(data)
+    owned = users_by_items(data)
     by_item = owned.T.tocsr()
     norms = np.sqrt(np.asarray(owned.sum(axis=0)).ravel())
     shape, count = (self.num_items + 2, self._count), self._count
@@ -119,7 +119,7 @@ class ItemKNN:
     return {"none": ()}.get(mode)
 
 
-def _owned(data):
+def users_by_items(data):
   """Returns the sparse matrix [U + 1, N + 1] of who owns what in the train split, all ones."""
   begin, end = data.span("train")
   owner = np.repeat(np.arange(len(begin)), np.diff(data.offsets))

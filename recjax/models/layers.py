@@ -166,7 +166,7 @@ class TiedHead(nn.Module):
 
 
 def score_items(x, table, *, output, num_items, initializer, dtype, labels=0, candidates=None,
-                readout=None, barred=None):
+                readout=None):
   """Returns scores of ids 0..N, or what `catalog.read` says, from a head named "head".
 
   Inside a model's compact method only: the head is a submodule of the caller.
@@ -181,11 +181,9 @@ def score_items(x, table, *, output, num_items, initializer, dtype, labels=0, ca
     labels: L, if classes 1..L are scored in place of items, by an untied head.
     candidates: see `catalog.read`.
     readout: likewise.
-    barred: bool [rows], ids that do not compete, see `catalog.Scores.without`; or None.
   """
   if labels:
     output, num_items = "untied", labels
-  candidates, readout = catalog.barring(barred, candidates, readout)
   common = dict(initializer=initializer, dtype=dtype, name="head")
   if output == "untied":
     return LinearHead(num_items, **common)(x, candidates, readout)

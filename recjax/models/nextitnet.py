@@ -119,7 +119,7 @@ class NextItNet(nn.Module):
   dtype: str = "float32"
   user_width = 0
   extra_tokens = 0
-  features = ()
+  features = user_features = ()
   initializer = "peterrec"
   choices = {"output": layers.OUTPUTS, "patch": patches.CONVOLUTIONAL,
              "dtype": ("float32", "bfloat16")}

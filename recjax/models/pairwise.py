@@ -38,6 +38,13 @@ class Pairs(catalog.Scores):
   def __len__(self):
     return self.count
 
+  def without(self, barred):
+    def function(x, described):
+      rows, gone = described
+      return jnp.where(gone, catalog.BARRED, self.function(x, rows))
+    describe = lambda ids: (self.describe(ids), jnp.take(barred, ids))
+    return dataclasses.replace(self, describe=describe, function=function)
+
   def all(self):
     def write(scores, found, ids, fresh):
       del fresh

@@ -34,6 +34,8 @@ class SequenceEmbed(nn.Module):
   schema: tuple = ()  # `features.Spec`s that are aggregated with the item's own vector
   aggregate: str = "concat"
   item_dropout: float = 0.0
+  user_schema: tuple = ()  # `features.Spec`s that are aggregated with the user's own vector
+  user_aggregate: str = "sum"
 
   def setup(self):
     start = layers.table_init(self.initializer)
@@ -52,6 +54,9 @@ class SequenceEmbed(nn.Module):
     if self.user_width:
       self.user = layers.RowTable(self.num_users, self.user_width, self.initializer, self.dtype)
       position("user", self.user_width)
+      if self.user_schema:
+        self.user_features = features_lib.UserFeatures(
+          self.user_schema, self.user_aggregate, self.num_users, self.initializer, self.dtype)
     if self.segments:
       self.segment = nn.Embed(self.segments, width, embedding_init=start, dtype=self.dtype)
     for field, rows, width, _ in self.fields:
@@ -102,7 +107,10 @@ class SequenceEmbed(nn.Module):
         values = values + position(field)[..., None, :]
       parts.append(values.reshape(batch, length, slots * width))
     if self.user_width:
-      user = self.user(users)[:, None] + position("user")
+      user = self.user(users)
+      if self.user_schema:
+        user = self.user_features(users, user, tables)
+      user = user[:, None] + position("user")
       parts.append(jnp.broadcast_to(user, (batch, length, self.user_width)))
     x = jnp.concatenate(parts, -1) if len(parts) > 1 else x
     if self.norm:

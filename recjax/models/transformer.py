@@ -167,6 +167,8 @@ class SequenceTransformer(nn.Module):
   features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
   aggregate: str = "concat"
   item_dropout: float = 0.0  # how often an item has to do without its own vector
+  user_features: tuple = ()  # likewise, of users
+  user_aggregate: str = "sum"
   item_width: int = 128
   user_width: int = 32  # 0: no user embedding
   num_layers: int = 6
@@ -197,7 +199,7 @@ class SequenceTransformer(nn.Module):
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
              "output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
              "patch": patches.TRANSFORMER, "aggregate": features_lib.AGGREGATES,
-             "dtype": ("float32", "bfloat16"),
+             "user_aggregate": features_lib.OF_USERS, "dtype": ("float32", "bfloat16"),
              "layout": ("auto", "rows", "columns")}
 
   @nn.compact
@@ -225,7 +227,7 @@ class SequenceTransformer(nn.Module):
                                  ages=ages)
     if pool:
       x = x.sum(1, keepdims=True)
-    return self._score(x, table, tables, candidates, readout, train=train), out
+    return self._score(x, table, candidates, readout), out
 
   def _encode(self, items, users, tables, positions, *, train, **kinds):
     """Returns ([S, C, W] or, without `positions`, [B, T, W]; the item table; intermediates)."""
@@ -235,7 +237,8 @@ class SequenceTransformer(nn.Module):
       item_width=self.item_width, user_width=self.user_width, fields=self.fields,
       extra_tokens=self.extra_tokens, segments=self.segments, norm=self.embed_norm,
       dropout=self.dropout, scale_items=self.scale_items, schema=self.features,
-      aggregate=self.aggregate, item_dropout=self.item_dropout, **common, name="embed")
+      aggregate=self.aggregate, item_dropout=self.item_dropout, user_schema=self.user_features,
+      user_aggregate=self.user_aggregate, **common, name="embed")
     block = dict(
       heads=self.heads, hidden=self.hidden, act=self.act, norm=self.norm, dropout=self.dropout,
       attention_dropout=self.dropout, hidden_dropout=self.dropout * self.hidden_dropout,
@@ -260,12 +263,11 @@ class SequenceTransformer(nn.Module):
         x = layers.select(x, positions)
     return x, table, out
 
-  def _score(self, x, table, tables, candidates, readout, *, train):
-    barred = tables.get("item/barred") if train and not self.labels else None
+  def _score(self, x, table, candidates, readout):
     return layers.score_items(
       x, table, output=self.output, num_items=self.num_items, labels=self.labels,
       candidates=candidates, readout=readout, initializer=self.initializer,
-      dtype=jnp.dtype(self.dtype), barred=barred)
+      dtype=jnp.dtype(self.dtype))
 
   def _in_columns(self):
     fits = self.patch not in patches.ROWS_ONLY
@@ -277,6 +279,7 @@ class SequenceTransformer(nn.Module):
     width = (features_lib.width(self.item_width, self.features, self.aggregate) + self.user_width
              + sum(slots * wide for *_, wide, slots in self.fields))
     features_lib.check(self)
+    features_lib.check_users(self, self.user_width)
     if width % self.heads:
       raise errors.UserError(f"config.model: the width {width} (item, user and attributes "
                              f"together) does not split into {self.heads} heads")
@@ -291,7 +294,9 @@ class SequenceTransformer(nn.Module):
 
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
-    names = layers.embed_rows(self.user_width, self.fields) | features_lib.row_tables(self.features)
+    names = (layers.embed_rows(self.user_width, self.fields)
+             | features_lib.row_tables(self.features)
+             | features_lib.user_row_tables(self.user_features))
     if self.labels or self.output == "untied":
       scored = "label" if self.labels else "output"
       names.update({"head/scores/kernel": (scored, 1), "head/scores/bias": (scored, 0)})
@@ -308,7 +313,9 @@ class SequenceTransformer(nn.Module):
     names = ["user"] * bool(self.user_width) + [re.escape(field) for field, *_ in self.fields]
     if mode in ("model", "patch"):
       return patches.transfer_rules(self.patch)
-    return transfer_rules(mode, names, features_lib.leaves(self.features))
+    return transfer_rules(mode, names, [
+      *features_lib.leaves(self.features),
+      *features_lib.leaves(self.user_features, "embed/user_features")])
 
   def optim_rules(self, mode):
     """Returns rules of `recjax.optim` that a transfer mode adds: "patch" freezes the backbone.

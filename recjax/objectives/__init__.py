@@ -95,7 +95,8 @@ def make(name, *, known=None, num_items=None, num_entities=None, window=None, **
 
   Args:
     name: a key of OBJECTIVES; "mix" weights and adds several (`objective.mix.parts`).
-    known: names of the objectives that the model can be trained on; None: `check` comes later.
+    known: names of the objectives that the model can be trained on; None: any, where there is no
+      model yet.
     num_items: N, of sequences.
     num_entities: E, of a graph.
     window: which part of a long sequence is trained on (None: the objective's own choice).
@@ -122,31 +123,12 @@ def make(name, *, known=None, num_items=None, num_entities=None, window=None, **
     window=mix.agreed_window(parts))
 
 
-def check(config, known):
-  """Raises UserError where a model cannot be trained on what `config.objective` asks for.
-
-  Args:
-    config: `config.objective`.
-    known: names of the objectives that the model can be trained on.
-  """
-  if config.name != "mix":
-    _fit(config.name, known, "objective.name")
-  else:
-    for part, _ in config.mix.parts:
-      _fit(part, known, "objective.mix.parts")
-
-
-def _fit(name, known, what):
-  if name not in known:
-    raise errors.UserError(f"{what}={name!r} does not fit this model; choose "
-                           f"{' or '.join(known)}")
-
-
 def _one(name, *, what, sizes, known, window, fields):
   """Returns the objective `name`, which the config's field `what` asks for; see `make`."""
   cls = errors.choose(OBJECTIVES, name, what)
-  if known is not None:
-    _fit(name, known, what)
+  if known is not None and name not in known:
+    raise errors.UserError(f"{what}={name!r} does not fit this model; choose "
+                           f"{' or '.join(known)}")
   values = dict(fields.get(name) or {})
   if window is not None:
     values["window"] = window
