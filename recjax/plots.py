@@ -152,7 +152,8 @@ def _finished(figure, report, rows, metric, subtitle, columns):
 def learning_curves(report):
   """Returns a figure of the validation metric by step: mean over seeds, band of ± one std.
 
-  Many rows get a panel for each baseline and what is compared with it, on the same scale.
+  Many rows get a panel for each baseline and what is compared with it, on the same scale; rows that
+  are validated by different protocols get a panel for each.
   """
   rows = [row for row in report["rows"] if row["curve"]["steps"]]
   if not rows:
@@ -161,7 +162,8 @@ def learning_curves(report):
   columns = min(len(groups), 3 if len(groups) in (3, 5, 6) else 2)
   lines = math.ceil(len(groups) / columns)
   size = (8, 4.4) if len(groups) == 1 else (1.2 + 4.6 * columns, 0.8 + 3.9 * lines)
-  figure, axes = plt.subplots(lines, columns, sharey=True, squeeze=False, layout="constrained",
+  alike = len({row["curve"].get("measured") for row in rows}) == 1
+  figure, axes = plt.subplots(lines, columns, sharey=alike, squeeze=False, layout="constrained",
                               figsize=size)
   for axis in axes.flat[len(groups):]:
     axis.set_visible(False)
@@ -183,6 +185,11 @@ def learning_curves(report):
 
 def _groups(rows):
   """Returns {title: [(name within the panel, row), ...]}; one panel where that is readable."""
+  measured = {row["curve"].get("measured") for row in rows}
+  if len(measured) > 1:
+    return {name.rpartition("/")[0]: [(row["label"], row) for row in rows
+                                      if row["curve"]["measured"] == name]
+            for name in sorted(measured)}
   if len(rows) <= TOGETHER:
     return {"": [(row["label"], row) for row in rows]}
   bases = {row["baseline"] for row in rows if row["baseline"]}

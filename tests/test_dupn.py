@@ -20,47 +20,47 @@ FROZEN = "(embed|lstm|attention)/.*"
 
 @functools.cache
 def _cell():
-  """Returns (PropertyLSTM, params, x [2, 5, 3], properties [2, 5, 2], keep)."""
+  """Returns (function, params, x [2, 5, 3], properties [2, 5, 2], keep) of a PropertyLSTM."""
   keys = jax.random.split(jax.random.key(0), 3)
   cell = dupn.PropertyLSTM(4, jnp.float32)
   x, properties = jax.random.normal(keys[0], (2, 5, 3)), jax.random.normal(keys[1], (2, 5, 2))
   keep = jnp.array([[True] * 5, [False, False, True, True, True]])
-  params = cell.init(keys[2], x, properties, keep)["params"]
+  params = jax.jit(cell.init)(keys[2], x, properties, keep)["params"]
   params["bias"] = jax.random.normal(keys[2], (4, 4))
-  return cell, params, x, properties, keep
+  return jax.jit(cell.apply), params, x, properties, keep
 
 
 def test_without_properties_it_is_a_standard_lstm():
-  cell, params, x, properties, keep = _cell()
+  apply, params, x, properties, keep = _cell()
   blind = {**params, "property": jnp.zeros_like(params["property"])}
-  found = cell.apply({"params": blind}, x, properties, keep)
+  found = apply({"params": blind}, x, properties, keep)
   alone = {name: value for name, value in params.items() if name != "property"}
-  np.testing.assert_array_equal(found, cell.apply({"params": alone}, x, None, keep))
+  np.testing.assert_array_equal(found, apply({"params": alone}, x, None, keep))
   theirs = {}
   for place, gate in enumerate("ifog"):
     theirs[f"i{gate}"] = {"kernel": params["kernel"][place]}
     theirs[f"h{gate}"] = {"kernel": params["recurrent"][place], "bias": params["bias"][place]}
-  standard = nn.OptimizedLSTMCell(4)
+  standard = jax.jit(nn.OptimizedLSTMCell(4).apply)
   carry, states = (jnp.zeros((2, 4)),) * 2, []
   for step in range(5):
-    carry, state = standard.apply({"params": theirs}, carry, x[:, step])
+    carry, state = standard({"params": theirs}, carry, x[:, step])
     states.append(state)
   np.testing.assert_allclose(found[0], np.stack(states, 1)[0], atol=1e-6)
   carry = (jnp.zeros((2, 4)),) * 2
   for step in range(2, 5):  # The second row begins after its padding.
-    carry, state = standard.apply({"params": theirs}, carry, x[:, step])
+    carry, state = standard({"params": theirs}, carry, x[:, step])
   np.testing.assert_allclose(found[1, -1], state[1], atol=1e-6)
 
 
 def test_gates_see_the_property_and_the_cell_does_not():
-  cell, params, x, properties, keep = _cell()
+  apply, params, x, properties, keep = _cell()
   assert sum(value.size for value in params.values()) == 3 * (3 + 2 + 4) * 4 + (3 + 4) * 4 + 4 * 4
-  seen = cell.apply({"params": params}, x, properties, keep)
-  assert not np.allclose(seen, cell.apply({"params": params}, x, -properties, keep))
+  seen = apply({"params": params}, x, properties, keep)
+  assert not np.allclose(seen, apply({"params": params}, x, -properties, keep))
   # With an input that closes the cell, tanh(0) = 0, no property can open anything.
   silent = {**params, **{name: value.at[3].set(0) for name, value in params.items()
                          if name != "property"}}
-  assert not np.asarray(cell.apply({"params": silent}, x, properties, keep)).any()
+  assert not np.asarray(apply({"params": silent}, x, properties, keep)).any()
 
 
 def test_attention_adds_up_to_one_and_ignores_padding():
@@ -69,14 +69,14 @@ def test_attention_adds_up_to_one_and_ignores_padding():
   arrays = [jax.random.normal(key, shape) for key, shape in zip(
     keys, ((3, 5, 4), (3, 2, 3), (3, 2), (3, 5, 2)), strict=False)]
   keep = jnp.array([[True] * 5, [False, False, True, True, True], [False] * 5])
-  params = attention.init(keys[4], *arrays, keep)
-  found = np.asarray(attention.apply(params, *arrays, keep))
+  params, apply = jax.jit(attention.init)(keys[4], *arrays, keep), jax.jit(attention.apply)
+  found = np.asarray(apply(params, *arrays, keep))
   assert found.shape == (3, 2, 5) and not found[2].any() and not found[1, :, :2].any()
   np.testing.assert_allclose(found[:2].sum(-1), 1, rtol=1e-6)
   assert not np.allclose(found[:, 0], found[:, 1])  # another query, other weights
   states, query, user, properties = arrays
-  other = attention.apply(params, states.at[1, :2].add(9), query, user,
-                          properties.at[1, :2].add(9), keep)
+  other = apply(params, states.at[1, :2].add(9), query, user,
+                properties.at[1, :2].add(9), keep)
   np.testing.assert_allclose(found, other, atol=1e-6)
 
 
@@ -92,8 +92,8 @@ def test_padding_changes_nothing():
   items = jnp.array([[3, 4, 5, 6], [0, 0, 7, 8]])
   properties = {name: jnp.array([[1, 2, 3, 1], [0, 0, 2, 2]]) for name in ("rating", "gap", "hour")}
   inputs = {"users": jnp.array([1, 2]), "targets": jnp.array([[9, 10], [11, 12]])}
-  ask = lambda items, properties: exp.apply_fn(
-    params, {**inputs, "items": items, "properties": properties}, None)
+  ask = jax.jit(lambda items, properties: exp.apply_fn(
+    params, {**inputs, "items": items, "properties": properties}, None))
   pad = lambda x, value: jnp.concatenate([jnp.full((2, 3), value), x], axis=1)
   found = ask(items, properties)
   assert found["click"].shape == (2, 2) and found["price_preference"].shape == (2, 4)
@@ -128,7 +128,8 @@ def test_heads_are_mlps_with_one_output_a_class():
   heads = layers.Heads((("click", 0), ("shop", 3)), (5,), 0.0, jnp.float32)
   x = jnp.ones((2, 4, 6))
   ask = lambda self, x: (self("click", x, train=False), self("shop", x, train=False))
-  (click, shop), params = heads.init_with_output(jax.random.key(0), x, method=ask)
+  (click, shop), params = jax.eval_shape(lambda: heads.init_with_output(
+    jax.random.key(0), x, method=ask))
   assert click.shape == (2, 4) and shop.shape == (2, 4, 3)
   assert trees.count(params["params"]) == 2 * (6 * 5 + 5) + (5 + 1) + (5 * 3 + 3)
 

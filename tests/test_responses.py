@@ -91,7 +91,7 @@ def test_the_last_interaction_is_asked_about_and_never_read():
 def test_clicks_are_told_from_what_the_user_has_not_chosen():
   data, resident, batch = _batch()
   objective = objectives.Click(num_items=70, of="clicks", num_negatives=5)
-  inputs = jax.tree.map(np.asarray, objective.prepare(jax.random.key(1), batch, resident))
+  inputs = jax.tree.map(np.asarray, jax.jit(objective.prepare)(jax.random.key(1), batch, resident))
   real = batch["users"] > 0
   assert (inputs["labels"][real] == [2, 1, 1, 1, 1, 1]).all() and not inputs["labels"][~real].any()
   for user, targets in zip(batch["users"][real], inputs["targets"][real], strict=True):
