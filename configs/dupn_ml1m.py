@@ -6,9 +6,9 @@
   shop    who directed the movie that comes next?        accuracy, MRR
   price   from which decade is it?                       accuracy, MRR
 
-These are proxies. MovieLens has no clicks, shops and prices, and no kinds of behavior: properties of
-past behaviors are the rating, log2 of the seconds since the behavior before, and the hour of the
-day. 8.4 % of the copy's times that we measured on are interpolated within a minute or so.
+These are proxies. MovieLens has no clicks, shops and prices, and no kinds of behavior: properties
+of past behaviors are the rating, log2 of the seconds since the behavior before, and the hour of the
+day.
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DATA
     python -m recjax.train --config=configs/dupn_ml1m.py:tasks=click+price,size=cpu \\
@@ -18,8 +18,8 @@ day. 8.4 % of the copy's times that we measured on are interpolated within a min
 
 The transfer carries tables, LSTM and attention; a task's head is its own and always fresh. With
 --config.transfer.freeze="(embed|lstm|attention)/.*" the head alone is trained. Weights are those of
---config.objective.mix.parts. `configs/studies/dupn.py` compares all of it. The paper's numbers are of
-Taobao's own data: there is nothing to check ours against.
+--config.objective.mix.parts. `configs/studies/dupn.py` compares all of it. The paper's numbers are
+of Taobao's own data: there is nothing to check ours against.
 
 Directors and genres are read of movies; of the users who they are and, without
 --config.model.user_width=0, a vector each.

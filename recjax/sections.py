@@ -44,8 +44,8 @@ def markdown(report, images=()):
   for context in _contexts(report):
     parts += [f"## Results, context `{context}`", _context_note(report, context),
               tables.table(*tables.results(report, context))]
-  parts += [_convergence_section(report), _survey_section(report), _published_section(report), _significance_section(report),
-            _missing_slices(report), _negative_section(report)]
+  parts += [_convergence_section(report), _survey_section(report), _published_section(report),
+            _significance_section(report), _missing_slices(report), _negative_section(report)]
   parts += [_slice_section(report, kind) for kind in KINDS]
   parts += [f"![{title}]({name})" for title, name in images]
   parts += ["## How to read this" if report["rows"] else "", _how_to_read(report)]

@@ -86,6 +86,20 @@ def test_what_does_not_fit_is_refused():
                                              model=tiny_responses.sessrec(**overrides)))
 
 
+def test_stage_two_takes_over_all_but_the_head():
+  target, params, _ = _model()
+  source = experiment.build(tiny_responses.config(
+    {"masked_item": 1.0}, "tgt", model=tiny_responses.sessrec(),
+    **{"eval.metric": "full/ndcg@10", "eval.protocols": ("full",)}))
+  plan = tiny_responses.plan(source, target, "model")
+  assert {e.target.split("/")[0] for e in plan if e.source} == {"embed", "encoder"}
+  assert {e.target for e in plan if not e.source} == {
+    leaf for leaf in trees.flatten(params) if leaf.startswith("head/click/")}
+  words = next(e for e in plan if e.target == "embed/features/title/words/embedding")
+  assert words.vocabulary == "feature/title" and (words.rows >= 0).all()
+  assert trees.count(params["head"]) == (3 * 8 + 1) * 6 + 6 + 1
+
+
 @functools.cache
 def _sessions():
   """Returns the workdir of stage 1."""
@@ -96,6 +110,7 @@ def _sessions():
   return workdir
 
 
+@pytest.mark.slow
 def test_clicks_start_from_sessions_and_new_items_are_judged_apart():
   source, workdir = _sessions(), tiny.root() / "clicks"
   report = train.train_and_evaluate(_clicks(**{
@@ -110,4 +125,3 @@ def test_clicks_start_from_sessions_and_new_items_are_judged_apart():
   old, new = tiny.state(source), tiny.state(workdir)
   shared = [name for name in old if name.startswith(("params/encoder/", "params/embed/features/"))]
   assert shared and all(np.array_equal(old[name], new[name]) for name in shared)
-  assert trees.count(_model()[1]["head"]) == (3 * 8 + 1) * 6 + 6 + 1

@@ -155,6 +155,21 @@ def test_tasks_are_trained_at_once_and_reported_apart():
 
 
 def test_a_new_task_takes_over_all_but_the_head():
+  source, _ = _model()
+  target = experiment.build(tiny_responses.config({"shop_preference": 1.0}, "tgt",
+                                                  model=tiny_responses.dupn()))
+  for mode, carried in (("model", {"embed", "lstm", "attention"}), ("embedding", {"embed"})):
+    plan = tiny_responses.plan(source, target, mode)
+    assert {e.target.split("/")[0] for e in plan if e.source} == carried
+    assert {e.target.split("/")[0] for e in plan if not e.source} == {
+      "embed", "lstm", "attention", "head"} - carried
+    assert all(e.source in (None, e.target) for e in plan)
+  users = next(e for e in plan if e.target == "embed/user/embedding")
+  assert users.vocabulary == "user" and np.sum(users.rows >= 0) == 50
+
+
+@pytest.mark.slow
+def test_what_is_frozen_does_not_move():
   source, _ = _pretrained()
   config = tiny_responses.config({"shop_preference": 1.0}, "tgt", model=tiny_responses.dupn(), **{
     "transfer.checkpoint": str(source), "transfer.mode": "model", "transfer.freeze": FROZEN})

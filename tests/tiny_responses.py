@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import tiny
 
+from recjax import transfer, trees
 from recjax.data import sequences
 
 DECADES = 4
@@ -60,6 +61,14 @@ def config(tasks, dataset="src", *, model, **fields):
       *parents, last = name.split(".")
       functools.reduce(lambda node, parent: node[parent], parents, found)[last] = value
   return found
+
+
+def plan(source, target, mode):
+  """Returns what a transfer between two Experiments carries, decided without training either."""
+  return transfer.make_plan(
+    target.params_shapes(), trees.flatten(source.params_shapes()),
+    target.model.transfer_rules(mode), row_tables=target.model.row_tables(),
+    target_rows=target.rows(), source_rows=source.rows())
 
 
 def dupn(**overrides):

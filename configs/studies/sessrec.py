@@ -18,8 +18,6 @@ import ml_collections
 from configs.studies import common
 from recjax import spec
 
-FROZEN = "(embed|encoder)/.*"
-
 
 def get_config(arg=None):
   """Returns the study's config; `arg` is "cpu" or nothing."""
@@ -40,9 +38,9 @@ def get_config(arg=None):
              "source_seeds": sources * (len(config.seeds) // len(sources))}
   config.runs = {
     "sessions": {"config": f"{path}1", "seeds": sources},
-    "scratch": {"config": f"{path}2", "overrides": (("optim.rules", ()),)},
-    "tuned": {"config": f"{path}2", **started},
-    "head": {"config": f"{path}2", "overrides": (("transfer.freeze", FROZEN),), **started}}
+    "scratch": {"config": f"{path}2,tune=alike"},
+    "tuned": {"config": f"{path}2,tune=all", **started},
+    "head": {"config": f"{path}2,tune=head", **started}}
   config.rows = (("from scratch", "scratch"), ("pre-trained, all tuned", "tuned"),
                  ("pre-trained, head alone", "head"))
   config.baseline = "scratch"

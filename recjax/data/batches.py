@@ -37,9 +37,10 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=(), popul
     further: {"KIND/NAME": [R]}, further columns of the rows, which batches hold as well.
 
   Returns:
-    {**further, "items" int32 [R], "users" int32 [n], "begin" and "end" [n] rows of each example, "pool" int32
-    [M] the domain's item ids}; "ratings" float32 [R]; "baskets" int32 [R]; "seen_gaps" int32
-    [R' + 1], "seen_begin" and "seen_end" [U + 1]; "targets_begin" and "targets_end" [U + 1];
+    {**further, "items" int32 [R], "users" int32 [n], "begin" and "end" [n] rows of each example,
+    "pool" int32 [M] the domain's item ids}; "ratings" float32 [R]; "baskets" int32 [R];
+    "seen_gaps" int32 [R' + 1], "seen_begin" and "seen_end" [U + 1]; "targets_begin" and
+    "targets_end" [U + 1];
     "labels" [U + 1]. Row numbers are int32 while they fit.
   """
   begin, end = data.span(split)

@@ -2,9 +2,9 @@
 
 A window's last interaction is the next behavior, those before it are the history that models read.
 Models answer each objective by a head of its name: `apply_fn(params, inputs, rng, head=NAME)` ->
-[B, K] scores of K items, or [B, L] of L classes. The inputs are {"items" int32 [B, T], "users" [B]},
-of models that read `properties` also {"properties": {NAME: int32 [B, T]}}, and for clicks {"targets"
-int32 [B, K]}. `recjax.data.responses` says what a question can be about.
+[B, K] scores of K items, or [B, L] of L classes. The inputs are {"items" int32 [B, T], "users"
+[B]}, of models that read `properties` also {"properties": {NAME: int32 [B, T]}}, and for clicks
+{"targets" int32 [B, K]}. `recjax.data.responses` says what a question can be about.
 """
 
 import dataclasses
