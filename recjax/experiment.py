@@ -32,7 +32,15 @@ from recjax.data import (
   views,
   vocabulary,
 )
-from recjax.evaluators import blocks, classification, edges, links, ranking, rating
+from recjax.evaluators import (
+  blocks,
+  classification,
+  edges,
+  links,
+  ranking,
+  rating,
+  responses,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +195,11 @@ class Experiment:
     return self.data.item_counts("train")
 
   @property
+  def property_names(self):
+    """Returns the names of the properties of behaviors that the model reads."""
+    return [name for name, _ in getattr(self.model, "properties", ())]
+
+  @property
   def room(self):
     """Returns how many past items fit the model."""
     return self.objective.room(self.model.max_len)
@@ -229,6 +242,10 @@ class Experiment:
       return rating.Rating(data, **common)
     if self.objective.task == "classification":
       return classification.Classification(data, profile=self.objective.profile, **common)
+    if self.objective.task == "response":
+      return responses.Responses(
+        data, questions=self.objective.questions, properties=self.property_names,
+        num_negatives=self.config.eval.num_negatives, **common)
     return ranking.Ranking(
       data, ks=tuple(self.config.eval.ks), num_negatives=self.config.eval.num_negatives,
       cache_dir=cache_dir, costly=getattr(self.model, "costly", False),
@@ -241,6 +258,8 @@ class Experiment:
       names = dict.fromkeys(rating.PROTOCOLS, rating.METRICS)
     if self.objective.task == "classification":
       names = dict.fromkeys(classification.PROTOCOLS, classification.METRICS)
+    if self.objective.task == "response":
+      names = responses.metric_names(self.objective.questions)
     return [f"{protocol}/{metric}" for protocol in names for metric in names[protocol]]
 
 
@@ -300,14 +319,14 @@ def build(config):
   data, provided, people = views.as_configured(config, data)
   describe = functools.partial(objectives.make, **config.objective.to_dict(),
                                num_items=data.num_items)
-  profile = describe().profile  # a head of labels has as many as it says
+  asked = describe()  # a head of labels has as many as it says
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data),
                          "features": {name: p.options for name, p in provided.items()},
                          "feature_sizes": {name: p.size for name, p in provided.items()},
                          "user_features": {name: p.options for name, p in people.items()},
                          "user_feature_sizes": {name: p.size for name, p in people.items()},
-                         "facts": ratings.facts(data) | profiles.facts(data, profile)})
+                         "facts": views.facts(config, data, asked)})
   objective = describe(known=model.objectives)
   tables = batches.attribute_tables(
     data, [(name, width, slots) for name, _, width, slots in model.fields],
@@ -315,6 +334,7 @@ def build(config):
   tables |= providers.tables(provided, extra_tokens=model.extra_tokens)
   tables |= views.user_tables(data, config, people)
   tables |= views.item_flags(data, config, extra_tokens=model.extra_tokens, features=bool(provided))
+  tables |= profiles.tables(data, [name for name, _ in getattr(model, "profile", ())])
   if getattr(model, "biases", False):
     tables |= ratings.item_table(data)
   if name := getattr(model, "extra_ratings", ""):

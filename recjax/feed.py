@@ -14,16 +14,18 @@ import sys
 import numpy as np
 
 from recjax import errors, partition
-from recjax.data import batches, graphs, profiles, proposals, streams
+from recjax.data import batches, behaviors, graphs, profiles, proposals, responses, streams
 
 
 def make(exp):
   """Returns the feed of an Experiment, by its data: `Triples`, `Streamed` or `Resident`."""
   if exp.data.kind == graphs.KIND:
     return Triples(exp)
-  if exp.data.shards is not None and exp.objective.profile is not None:
-    raise errors.UserError(f"data set {exp.data.name!r} is sharded, and labels of users are "
-                           "learned with all of them in memory; prepare it with --config.shards=0")
+  labeled = exp.objective.profile is not None or exp.objective.questions
+  if exp.data.shards is not None and labeled:
+    raise errors.UserError(f"data set {exp.data.name!r} is sharded, and labels of users and of "
+                           "what they chose are learned with all of them in memory; prepare it "
+                           "with --config.shards=0")
   return (Resident if exp.data.shards is None else Streamed)(exp)
 
 
@@ -37,8 +39,10 @@ class Resident:
     self._sharding = partition.replicated(exp.mesh)
     self._tables = None
     labels = objective.profile and profiles.trained(exp.data, **objective.profile)
+    further = responses.columns(exp.data, objective.questions) | behaviors.columns(
+      exp.data, exp.property_names)
     self._host = batches.resident(exp.data, popularity=objective.popularity, labels=labels,
-                                  **_examples(objective, longest))
+                                  further=further, **_examples(objective, longest))
     if exp.other is not None:
       self._host["beside"] = batches.beside(exp.other)
     self.lengths = np.minimum(self._host["end"] - self._host["begin"], longest)

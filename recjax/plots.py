@@ -239,7 +239,8 @@ def _finished(figure, report, rows, entries, subtitle, columns):
 def learning_curves(report):
   """Returns a figure of the validation metric by step: mean over seeds, band of ± one std.
 
-  Many rows get a panel for each baseline and what is compared with it, on the same scale.
+  Many rows get a panel for each baseline and what is compared with it, on the same scale; rows that
+  are validated by different protocols get a panel for each.
   """
   rows = [row for row in report["rows"] if row["curve"]["steps"]]
   if not rows:
@@ -248,7 +249,7 @@ def learning_curves(report):
   columns = min(len(groups), 3 if len(groups) in (3, 5, 6) else 2)
   lines = math.ceil(len(groups) / columns)
   size = (8, 4.4) if len(groups) == 1 else (1.2 + 4.6 * columns, 0.8 + 3.9 * lines)
-  shared = len({row["metric"] for row in rows}) == 1
+  shared = len({row["curve"]["measured"] for row in rows}) == 1
   figure, axes = plt.subplots(lines, columns, sharey=shared, squeeze=False, layout="constrained",
                               figsize=size)
   for axis in axes.flat[len(groups):]:
@@ -271,8 +272,13 @@ def learning_curves(report):
 
 def _groups(rows):
   """Returns {title: [(name within the panel, row), ...]}; one panel where that is readable."""
-  if len(rows) <= TOGETHER:
-    return {"": [(row["label"], row) for row in rows]}
+  measured = {}
+  for row in rows:
+    measured.setdefault(row["curve"]["measured"], []).append((row["label"], row))
+  if len(measured) > 1 and max(map(len, measured.values())) <= TOGETHER:
+    return {name.rpartition("/")[0]: measured[name] for name in sorted(measured)}
+  if len(measured) == 1 and len(rows) <= TOGETHER:
+    return {"": measured.popitem()[1]}
   bases = {row["baseline"] for row in rows if row["baseline"]}
   groups = {}
   for row in rows:

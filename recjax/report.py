@@ -39,6 +39,7 @@ class Run:
   curve: dict
   lengths: np.ndarray | None = None
   by_popularity: dict = dataclasses.field(default_factory=dict)
+  measured: str = ""  # PROTOCOL/METRIC of the curve
 
   @property
   def references(self):
@@ -76,8 +77,8 @@ def load_run(folder, name, seed, *, metrics=metrics_lib.HEADLINE):
                            f"delete {os.fspath(folder)!r} to run it again")
   by_popularity = _load_positives(folder, len(users), report.get("context"), metrics)
   curves = (read_curve(folder / "metrics.jsonl", metric) for metric in metrics)
-  return Run(name, seed, report, users, arrays, next(filter(None, curves), {}), lengths,
-             by_popularity)
+  measured, curve = next((found for found in curves if found[1]), ("", {}))
+  return Run(name, seed, report, users, arrays, curve, lengths, by_popularity, measured)
 
 
 def _load_positives(folder, users, context, metrics):
@@ -113,14 +114,16 @@ def _read_arrays(path, required, optional, wanted):
 
 
 def read_curve(path, metric):
-  """Returns {step: value} of a validation metric, under the `full` protocol where there is one."""
+  """Returns (PROTOCOL/METRIC, {step: value}) of a validation metric, of `full` where it is there.
+  """
   found = collections.defaultdict(dict)
   for row in record.read_metrics(path):
     if row["split"] == "val":
       for key, value in row.items():
         if key.rsplit("/", 1)[-1] == metric and value is not None:
           found[key][row["step"]] = value
-  return found[max(found, key=lambda key: ("full" in key.split("/"), key))] if found else {}
+  name = max(found, key=lambda key: ("full" in key.split("/"), key), default="")
+  return name, found.get(name, {})
 
 
 def read_json(path):
@@ -151,16 +154,16 @@ def aggregate(nestings):
 
 
 def curves(runs):
-  """Returns {"steps", "mean", "low", "high"} of the validation curves of one row's seeds.
+  """Returns {"measured", "steps", "mean", "low", "high"} of the curves of one row's seeds.
 
   Only steps that every seed has count: seeds that stopped early must not bend the mean.
   """
   steps = sorted(set.intersection(*(set(run.curve) for run in runs))) if runs else []
   if not steps:
-    return {"steps": [], "mean": [], "low": [], "high": []}
+    return {"measured": "", "steps": [], "mean": [], "low": [], "high": []}
   values = np.asarray([[run.curve[step] for step in steps] for run in runs], np.float64)
   mean, std = values.mean(axis=0), values.std(axis=0, ddof=1 if len(runs) > 1 else 0)
-  return {"steps": steps, "mean": mean.tolist(),
+  return {"measured": runs[0].measured, "steps": steps, "mean": mean.tolist(),
           "low": (mean - std).tolist(), "high": (mean + std).tolist()}
 
 
@@ -203,9 +206,10 @@ def build(config, runs, *, states=(), command=""):
   table = [_row(label, name, runs.get(name, []), config, judged.get(
     name, {"title": None, "metric": metrics[0], "tested": primary})) for label, name in rows]
   tested = {row["run"]: row["tested"] for row in table}
-  protocols = list(dict.fromkeys(task["protocol"] for task in tasks)) or tables.slice_protocols(
-    {p for row in table for p in row["results"].get(context, {})})
   movers = [pair for pair in pairs if config.runs[pair[1]].get("source") and tested[pair[1]]]
+  moved = {name for _, name, _ in movers} or set(shown)
+  protocols = list(dict.fromkeys(task["protocol"] for task in tasks)) or tables.slice_protocols(
+    {p for row in table if row["run"] in moved for p in row["results"].get(context, {})})
   return {
     "title": config.title,
     "finished": all(s["state"] == "done" for s in states),

@@ -166,6 +166,8 @@ def summary(report, split="test"):
     lines.append(f"{protocol + ', context ' + report['context']:<34}{'':<16}"
                  + "".join(f"{m:>11}" for m in shown))
     for row in (split, *report["references"]):
+      if protocol not in report[row]:  # A reference answers some of several questions.
+        continue
       label = report["run"]["model"] if row == split else row
       cells = [report[row][protocol][m] for m in shown]
       cells = [f"{v:>11.4f}" if metrics.is_error(m) else f"{100 * v:>11.2f}"

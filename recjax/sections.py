@@ -45,8 +45,8 @@ def markdown(report, images=()):
     parts += [f"## Results, context `{context}`", _context_note(report, context),
               trade_offs.section(report) if report["tasks"] and context == report["context"] else
               tables.table(*tables.results(report, context))]
-  parts += [_survey_section(report), _published_section(report), _significance_section(report),
-            _missing_slices(report), _negative_section(report)]
+  parts += [_convergence_section(report), _survey_section(report), _published_section(report),
+            _significance_section(report), _missing_slices(report), _negative_section(report)]
   parts += [_slice_section(report, kind) for kind in KINDS]
   parts += [f"![{title}]({name})" for title, name in images]
   parts += ["## How to read this" if report["rows"] else "", _how_to_read(report)]
@@ -216,6 +216,11 @@ def _why_undecided(entry):
   clear = max(entry["p_t_holm"], entry["p_bootstrap_holm"]) < statistics.LEVEL
   return (", since its sign changes with the seed, though it is clear over users"
           if clear and entry["verdict"] == "undecided" else "")
+
+
+def _convergence_section(report):
+  header, rows = tables.convergence(report)
+  return f"## How soon each row learns, in steps\n\n{tables.table(header, rows)}" if rows else ""
 
 
 def _survey_section(report):

@@ -8,7 +8,7 @@ SURVEY_PROTOCOL = "uniform100_global"
 EMPTY = "–"
 _NAMES = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit": "hit", "dcg": "DCG",
           "rr": "reciprocal rank", "rmse": "RMSE", "mae": "MAE", "mse": "MSE",
-          "accuracy": "accuracy", "macro_f1": "macro F1",
+          "accuracy": "accuracy", "auc": "AUC", "macro_f1": "macro F1",
           "user_rmse": "RMSE per user", "user_mae": "MAE per user"}
 
 
@@ -49,6 +49,31 @@ def protocols(report):
   """Returns the protocols of a study's rows, those of `PROTOCOLS` first."""
   found = {p for row in report["rows"] for tree in row["results"].values() for p in tree}
   return [*(p for p in PROTOCOLS if p in found), *sorted(found.difference(PROTOCOLS))]
+
+
+def convergence(report):
+  """Returns (header, rows) of how many steps each row takes to its baseline's best validation.
+
+  Curves are means over seeds, read where they were validated. No rows where there is nothing to
+  compare: without a baseline, or where it was validated by another metric.
+  """
+  header = ["", "validation", "best of the baseline", "its step", "this row is there at"]
+  curves, rows = {row["label"]: row["curve"] for row in report["rows"]}, []
+  for row in report["rows"]:
+    mine, other = row["curve"], curves.get(row["baseline"])
+    measured = mine.get("measured")
+    if not (other and measured and measured == other.get("measured")):
+      continue
+    protocol, _, metric = measured.rpartition("/")
+    sign = -1 if metrics_lib.is_error(metric) else 1
+    best = max(other["mean"], key=lambda value: sign * value)
+    there = lambda curve: next((step for step, value in zip(curve["steps"], curve["mean"],
+                                                            strict=True)
+                                if sign * value >= sign * best), None)
+    reached = there(mine)
+    rows.append([row["label"], f"{protocol} {metric_name(metric)}", number(best, metric),
+                 f"{there(other):,}", "never" if reached is None else f"{reached:,}"])
+  return header, rows
 
 
 def slice_protocols(found):

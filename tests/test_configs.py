@@ -101,15 +101,24 @@ def demo_data(tmp_path_factory):
 # Their steps take a minute to compile; what is special about them has tests of its own, or they are
 # the ones of MovieLens-1M on other data.
 SLOW = ("configs/cl4srec_ml1m.py", "configs/nbp_tafeng.py", "configs/conet.py",
-        "configs/bert4rec_food_kitchen.py", "configs/caser_food_kitchen.py")
+        "configs/bert4rec_food_kitchen.py", "configs/caser_food_kitchen.py",
+        "configs/dupn_ml1m.py", "configs/bert4sessrec_ml1m.py")
+# What the generated data have in place of what a config reads.
+ON_DEMO = {"configs/dupn_ml1m.py": {
+  "model.fields": (("creator", 8, 1),), "model.profile": (("taste", 4),),
+  "objective.mix.parts": (("click", 1.0), ("shop_preference", 1.0)),
+  "objective.shop_preference.attribute": "creator"}}
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, marks=[pytest.mark.slow] * (path in SLOW))
                                   for path in RUNS])
 def test_takes_a_step(path, demo_data, tmp_path):
   config = spec.load_config(path)
+  task = config.objective.name
+  task = config.objective.mix.parts[0][0] if task == "mix" else task
   protocol, metric = {"masked_rating": ("rating", "mae"), "margin_ranking": ("filtered", "mrr"),
-                      "skip_gram": ("edges", "mrr")}.get(config.objective.name, ("full", "mrr"))
+                      "skip_gram": ("edges", "mrr"), "click": ("click", "auc")}.get(
+                        task, ("full", "mrr"))
   of_graph = protocol in ("filtered", "edges")
   layers = "num_layers" in {f.name for f in dataclasses.fields(models.MODELS[config.model.name])}
   config = spec.override(config, {
@@ -119,7 +128,7 @@ def test_takes_a_step(path, demo_data, tmp_path):
     "eval.protocols": (protocol,), "log.tensorboard": False,
     **({"model.num_layers": 1} if layers else {}),
     **({"objective.contrast.group": 16} if "contrast" in config.objective else {}),
-    **({"model.other": "demo_src"} if "other" in config.model else {})})
+    **({"model.other": "demo_src"} if "other" in config.model else {}), **ON_DEMO.get(path, {})})
   report = train.train_and_evaluate(config, tmp_path / "run")
   assert report["run"]["steps"] == (0 if config.objective.name == "untrained" else 2)
   assert 0 < report["test"][protocol][metric] < (2 if protocol == "rating" else 1)
@@ -156,6 +165,20 @@ def test_every_task_fits_its_backbone(arg, patch, objective):
   assert (model.patch, config.objective.name) == (patch, objective) and not model.user_width
   assert getattr(made, "ends", "last") == ("both" if "items,backbone=non" in arg else "last")
   assert bool(config.history) == (objective == "first_item")
+
+
+@pytest.mark.parametrize("path, arg, found", [
+  ("dupn_ml1m", "tasks=shop,size=cpu", ("shop_preference",)),
+  ("dupn_ml1m", "tasks=price+click", ("price_preference", "click")),
+  ("bert4sessrec_ml1m", "stage=2,size=cpu", ("click",)), ("bert4sessrec_ml1m", "stage=1", ())])
+def test_every_question_fits_its_model(path, arg, found):
+  config = spec.load_config(f"configs/{path}.py:{arg}")
+  objective = objectives.make(**config.objective.to_dict(), num_items=9)
+  assert tuple(q["name"] for q in objective.questions) == found
+  objectives.check(config.objective, models.MODELS[config.model.name].objectives)
+  assert objective.task == ("response" if found else "ranking")
+  if found:
+    assert tuple(config.eval.protocols) == found and config.eval.metric.split("/")[0] == found[0]
 
 
 @pytest.mark.parametrize("path, args", [

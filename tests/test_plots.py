@@ -71,6 +71,14 @@ def test_many_curves_get_a_panel_for_each_baseline(result):
   assert first == second and len(set(first.values())) == 5
 
 
+def test_what_is_validated_otherwise_has_a_panel_of_its_own(result):
+  of = lambda row, name: {**row, "curve": {**row["curve"], "measured": name}}
+  first, *rest = result["rows"]
+  mixed = {**result, "rows": [of(first, "click/auc"), *(of(row, "shop/accuracy") for row in rest)]}
+  axes = panels(plots.learning_curves(mixed))
+  assert {axis.get_title(): len(axis.lines) for axis in axes} == {"click": 1, "shop": 2}
+
+
 def test_errors_point_the_other_way(result):
   comparisons = [{**e, "metric": "mse"} for e in result["comparisons"] if e["metric"] == "ndcg@10"]
   rows = [{**row, "metric": "rmse", "tested": "mse"} for row in result["rows"]]

@@ -26,8 +26,8 @@ def test_curve_reads_the_validation_metric_of_full(tmp_path):
           {"step": 2, "split": "val", "full/ndcg@10": 0.2, "uniform100_global/ndcg@10": 0.6}]
   path = tmp_path / "metrics.jsonl"
   path.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 3, "spl')
-  assert report.read_curve(path, "ndcg@10") == {1: 0.1, 2: 0.2}
-  assert report.read_curve(tmp_path / "none", "ndcg@10") == {}
+  assert report.read_curve(path, "ndcg@10") == ("full/ndcg@10", {1: 0.1, 2: 0.2})
+  assert report.read_curve(tmp_path / "none", "ndcg@10") == ("", {})
 
 
 def test_curves_keep_the_steps_that_all_seeds_have():

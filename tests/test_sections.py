@@ -59,6 +59,27 @@ def test_markdown_tells_what_ran_and_what_came_out(built):
              for line in text.splitlines())
 
 
+def test_rows_are_told_by_how_soon_they_reach_their_baseline(built):
+  text, result = built
+  _, *found = rows(section(text, "How soon each row learns, in steps"))
+  curves = {row["label"].replace("|", "/"): row["curve"] for row in result["rows"]}
+  best = max(curves["none"]["mean"])
+  first = lambda label: next((f"{step}" for step, value in zip(
+    curves[label]["steps"], curves[label]["mean"], strict=True) if value >= best), "never")
+  assert found == [[label, "full NDCG@10", f"{100 * best:.2f}", first("none"), first(label)]
+                   for label in ("model", "embedding / MIP")]
+  assert first("none") != first("model")
+  # Curves of different metrics are not compared, and errors are reached from above.
+  row = lambda label, measured, mean, baseline=None: {"label": label, "baseline": baseline,
+    "curve": {"measured": measured, "steps": [2, 4, 6][:len(mean)], "mean": mean}}
+  base = row("base", "rating/rmse", [1.2, 1.0, 1.1])
+  of = lambda *others: tables.convergence({"rows": [base, *others]})[1]
+  assert of(row("x", "full/mrr", [1.0], "base"), row("y", "", [], "base")) == []
+  assert of(row("x", "rating/rmse", [1.1, 1.05], "base"), row("y", "rating/rmse", [0.9], "base")
+            ) == [["x", "rating RMSE", "1.0000", "4", "never"],
+                  ["y", "rating RMSE", "1.0000", "4", "2"]]
+
+
 def test_every_table_has_as_many_cells_in_each_line(built):
   block = []
   for line in [*built[0].replace("\\|", "/").splitlines(), ""]:

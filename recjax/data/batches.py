@@ -19,7 +19,7 @@ WINDOWS = ("last", "prefix", "random")
 
 
 def resident(data, *, split="train", min_length=1, slide=None, columns=(), popularity=None,
-             labels=None):
+             labels=None, further=None):
   """Returns the host arrays that batches are sampled from.
 
   Args:
@@ -34,11 +34,13 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=(), popul
       the pool is all items, those of other domains included.
     popularity: adds the tables of `proposals.popularity`, with this power of an item's count.
     labels: int32 [U + 1], adds a label of every user; those without one (0) are left out.
+    further: {"KIND/NAME": [R]}, further columns of the rows, which batches hold as well.
 
   Returns:
-    {"items" int32 [R], "users" int32 [n], "begin" and "end" [n] rows of each example, "pool" int32
-    [M] the domain's item ids}; "ratings" float32 [R]; "baskets" int32 [R]; "seen_gaps" int32
-    [R' + 1], "seen_begin" and "seen_end" [U + 1]; "targets_begin" and "targets_end" [U + 1];
+    {**further, "items" int32 [R], "users" int32 [n], "begin" and "end" [n] rows of each example,
+    "pool" int32 [M] the domain's item ids}; "ratings" float32 [R]; "baskets" int32 [R];
+    "seen_gaps" int32 [R' + 1], "seen_begin" and "seen_end" [U + 1]; "targets_begin" and
+    "targets_end" [U + 1];
     "labels" [U + 1]. Row numbers are int32 while they fit.
   """
   begin, end = data.span(split)
@@ -50,7 +52,7 @@ def resident(data, *, split="train", min_length=1, slide=None, columns=(), popul
   if len(data.items) >= 2**31:
     raise errors.UserError(f"data set {data.name!r}: {len(data.items)} rows do not fit int32 rows "
                            "on a device; prepare it with --config.shards")
-  arrays = {"items": np.asarray(data.items), "users": users.astype(np.int32),
+  arrays = {**(further or {}), "items": np.asarray(data.items), "users": users.astype(np.int32),
             "begin": begin.astype(np.int32), "end": end.astype(np.int32),
             "pool": pool(data, columns)}
   if "ratings" in columns:
@@ -122,8 +124,8 @@ def make_sampler(*, num_users, batch_size, length, window):
 
   Every epoch visits each of the `num_users` examples once, in an order of its own; the last batch
   of an epoch is filled up with rows of user 0 and padding. The batch is {"items" int32 [B, length]
-  left-padded, "users" int32 [B]}, and where they are resident "ratings" float32 [B, length] and
-  "baskets" int32 [B, length].
+  left-padded, "users" int32 [B]}, and where they are resident "ratings" float32 [B, length],
+  "baskets" int32 [B, length] and the further columns of rows.
 
   Windows: "last" ends at a user's last item; "prefix" at the k-th, k uniform over 3..n (shorter
   sequences: over n alone), as the survey's next-item task; "random" at a uniform end among those
@@ -141,7 +143,8 @@ def make_sampler(*, num_users, batch_size, length, window):
     inside = (index >= begin[:, None]) & real[:, None]
     take = lambda name: jnp.where(inside, tables[name][jnp.maximum(index, 0)], 0)
     return {"users": jnp.where(real, tables["users"][row], 0),
-            **{name: take(name) for name in ("items", "ratings", "baskets") if name in tables}}
+            **{name: take(name) for name in tables
+               if name in ("items", "ratings", "baskets") or "/" in name}}
 
   return sample
 

@@ -44,19 +44,33 @@ def trained(data, *, attribute, val, test, seed):
 
 
 def facts(data, profile):
-  """Returns {model attribute: function that finds it}: how many labels a head scores."""
+  """Returns {model attribute: function that finds it}.
+
+  `labels` is how many a head scores, `profile_rows` are (attribute, values) of all attributes.
+  """
   count = lambda: 0 if profile is None else len(labels(data, profile["attribute"])[1]) - 1
-  return {"labels": count}
+  sizes = lambda: tuple((name, len(found.ids) - 1) for name, found in data.profiles.items())
+  return {"labels": count, "profile_rows": sizes}
+
+
+def tables(data, attributes):
+  """Returns {"profile/ATTRIBUTE": int32 [U + 1]}: what models read of users."""
+  return {f"profile/{name}": np.asarray(labels(data, name)[0], np.int32) for name in attributes}
 
 
 def row_names(data, profile, used):
-  """Returns {"label": (names, trained)} of a head that scores labels, where it is `used`."""
+  """Returns the vocabularies {name: (names, trained)} of users' attributes that are `used`.
+
+  "label" are those that a head scores, "profile/ATTRIBUTE" the values that a model reads.
+  """
+  read = {f"profile/{name}": (np.asarray(found.ids[1:]), np.ones(len(found.ids) - 1, bool))
+          for name, found in data.profiles.items() if f"profile/{name}" in used}
   if "label" not in used:
-    return {}
+    return read
   attribute = profile["attribute"]
-  names = [b"\x01none", *(attribute.encode() + b"=" + x
-                          for x in labels(data, attribute)[1][1:].tolist())]
-  return {"label": (np.array(names), np.ones(len(names), bool))}
+  scored = [b"\x01none", *(attribute.encode() + b"=" + x
+                           for x in labels(data, attribute)[1][1:].tolist())]
+  return {**read, "label": (np.array(scored), np.ones(len(scored), bool))}
 
 
 def _uniform(name, seed):

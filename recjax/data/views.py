@@ -5,7 +5,16 @@ import dataclasses
 import numpy as np
 
 from recjax import errors
-from recjax.data import held_out, histories, providers, sequences
+from recjax.data import (
+  behaviors,
+  held_out,
+  histories,
+  profiles,
+  providers,
+  ratings,
+  responses,
+  sequences,
+)
 
 
 def as_configured(config, data):
@@ -38,6 +47,13 @@ def user_tables(data, config, people):
   new[0] = False
   return {**providers.tables(people, of="user/"),
           "user/item/unowned": np.append(new & (not config.transfer.checkpoint), False)}
+
+
+def facts(config, data, objective):
+  """Returns {model attribute: function that finds it in the data}, for `models.make`."""
+  properties = [name for name, _ in config.model.get("properties") or ()]
+  return (ratings.facts(data) | profiles.facts(data, objective.profile)
+          | responses.facts(data, objective.questions) | behaviors.facts(data, properties))
 
 
 def item_flags(data, config, *, extra_tokens, features):

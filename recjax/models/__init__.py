@@ -22,6 +22,12 @@ where a score costs more than an inner product,
 
     costly               True: evaluators score no more items than they must
 
+where it answers questions about the next behavior (`recjax.objectives.responses`),
+
+    responses            ((name, classes), ...): its heads; 0 classes where an item is scored
+    properties           ((name, width), ...) of past behaviors that it reads, if any
+    profile              ((attribute of users, width), ...) that it reads, if any
+
 where it learns two domains at once,
 
     other                the data set of the second one
@@ -43,11 +49,13 @@ from recjax.models import autoencoder
 from recjax.models import basket_bert
 from recjax.models import bert4rec
 from recjax.models import bert4rec_rating
+from recjax.models import bert4sessrec
 from recjax.models import caser
 from recjax.models import complex_embeddings
 from recjax.models import conet
 from recjax.models import content_cosine
 from recjax.models import dot
+from recjax.models import dupn
 from recjax.models import features as features_lib
 from recjax.models import fm
 from recjax.models import gru4rec
@@ -66,11 +74,13 @@ MODELS = {
   "basket_bert": basket_bert.BasketBERT,
   "bert4rec": bert4rec.BERT4Rec,
   "bert4rec_rating": bert4rec_rating.BERT4RecRating,
+  "bert4sessrec": bert4sessrec.BERT4SessRec,
   "caser": caser.Caser,
   "complex": complex_embeddings.ComplEx,
   "conet": conet.CoNet,
   "content_cosine": content_cosine.ContentCosine,
   "dot": dot.Dot,
+  "dupn": dupn.DUPN,
   "fm": fm.FM,
   "gru4rec": gru4rec.GRU4Rec,
   "item_knn": item_knn.ItemKNN,
@@ -91,11 +101,13 @@ VARIANTS = {
   "basket_bert": basket_bert.VARIANTS,
   "bert4rec": bert4rec.VARIANTS,
   "bert4rec_rating": bert4rec_rating.VARIANTS,
+  "bert4sessrec": bert4sessrec.VARIANTS,
   "caser": caser.VARIANTS,
   "complex": complex_embeddings.VARIANTS,
   "conet": conet.VARIANTS,
   "content_cosine": content_cosine.VARIANTS,
   "dot": dot.VARIANTS,
+  "dupn": dupn.VARIANTS,
   "fm": fm.VARIANTS,
   "gru4rec": gru4rec.VARIANTS,
   "item_knn": item_knn.VARIANTS,
@@ -139,8 +151,7 @@ def make(name, *, variant, field_rows, fields=(), features=(), feature_sizes=Non
   variants = errors.choose(VARIANTS, name, "model.name")
   values = dict(errors.choose(variants, variant, "model.variant"))
   # A config that was stored has lists for tuples, which could not be hashed.
-  values.update({key: tuple(value) if isinstance(value, list) else value
-                 for key, value in overrides.items() if value is not None})
+  values.update({key: _tuples(value) for key, value in overrides.items() if value is not None})
   for field, *_ in fields:
     if not field.isidentifier() or field in RESERVED:
       raise errors.UserError(f"model.fields: {field!r} cannot name a table; rename the attribute")
@@ -170,3 +181,7 @@ def make(name, *, variant, field_rows, fields=(), features=(), feature_sizes=Non
     errors.choose(dict.fromkeys(known), getattr(model, attribute), f"model.{attribute}")
   model.check()
   return model
+
+
+def _tuples(value):
+  return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

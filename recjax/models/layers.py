@@ -165,6 +165,39 @@ class TiedHead(nn.Module):
     return catalog.read(scores, candidates, readout)
 
 
+class MLP(nn.Module):
+  """Hidden layers `layer_i` with ReLU and dropout, and the outputs of a last layer, `scores`."""
+  widths: tuple
+  outputs: int
+  dropout: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    dense = functools.partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform(),
+                              dtype=self.dtype)
+    for index, width in enumerate(self.widths):
+      x = Dropout(self.dropout)(nn.relu(dense(width, name=f"layer_{index}")(x)), train=train)
+    return dense(self.outputs, name="scores")(x)
+
+
+class Heads(nn.Module):
+  """An `MLP` for each question, which are named in `responses`: (name, classes)."""
+  responses: tuple
+  widths: tuple
+  dropout: float
+  dtype: jnp.dtype
+
+  def setup(self):
+    for name, classes in self.responses:
+      setattr(self, name, MLP(self.widths, max(classes, 1), self.dropout, self.dtype))
+
+  def __call__(self, name, x, *, train):
+    """Returns [..., classes] of a preference, or [...] of a click (0 classes)."""
+    scores = getattr(self, name)(x, train=train)
+    return scores if dict(self.responses)[name] else scores[..., 0]
+
+
 def score_items(x, table, *, output, num_items, initializer, dtype, labels=0, candidates=None,
                 readout=None):
   """Returns scores of ids 0..N, or what `catalog.read` says, from a head named "head".

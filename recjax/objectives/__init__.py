@@ -5,8 +5,8 @@ predicts. The loop and the compiled step know only this of it, for which `object
 defaults:
 
     trains         False: the model is computed from the data, without steps
-    task           "ranking", "rating", "classification", "links" or "edges": which evaluator
-                   judges it
+    task           "ranking", "rating", "classification", "response", "links" or "edges": which
+                   evaluator judges it
     counts(batch)  "examples" and "tokens" of a batch, for rates
     window         which part of a long sequence is sampled (`batches.WINDOWS`)
     min_length     users with fewer training items are left out
@@ -15,6 +15,7 @@ defaults:
     columns        what `batches.resident` adds: "ratings", "baskets", "seen", "global", "targets";
                    with "baskets" `predict` gets those of the histories, too
     profile        None, or which label of users is learned, as `data.profiles.labels` takes it
+    questions      what is asked about the next behavior, as `data.responses` has it; () is nothing
     popularity     None, or the power of an item's count that `batches.resident` adds draws for
     prepare(rng, batch, resident)            -> inputs, [B, ...] each
     loss(apply_fn, params, inputs, ...)      -> (sum, weight, metrics)
@@ -59,6 +60,7 @@ from recjax.objectives import next_window
 from recjax.objectives import one_to_all
 from recjax.objectives import pair
 from recjax.objectives import rating
+from recjax.objectives import responses
 from recjax.objectives import skip_gram
 from recjax.objectives import untrained
 from recjax.objectives import user_task
@@ -80,11 +82,14 @@ OBJECTIVES = {
   "next_item": next_item.NextItem,
   "next_window": next_window.NextWindow,
   "causal_next_item": next_item.CausalNextItem,
+  "click": responses.Click,
   "cross_pair": cross_pair.CrossPair,
   "first_item": user_task.FirstItem,
   "one_to_all": one_to_all.OneToAll,
   "pair": pair.Pair,
+  "price_preference": responses.PricePreference,
   "profile": user_task.Profile,
+  "shop_preference": responses.ShopPreference,
   "skip_gram": skip_gram.SkipGram,
   "untrained": untrained.Untrained,
 }

@@ -80,6 +80,10 @@ class Mix(objective.Objective):
     return tuple(dict.fromkeys(c for part in self.parts for c in part.objective.columns))
 
   @property
+  def questions(self):
+    return tuple(q for part in self.parts for q in part.objective.questions)
+
+  @property
   def rows_together(self):
     found = [part.objective.rows_together for part in self.parts]
     return None if None in found else math.lcm(*found)
@@ -178,8 +182,12 @@ class Mix(objective.Objective):
     return self._judge.room(max_len)
 
   def predict(self, apply_fn, params, *arrays, **fields):
-    """Returns what the part named `evaluate` predicts."""
-    return self._judge.predict(apply_fn, params, *arrays, **fields)
+    """Returns what the part named `evaluate` predicts; answers to questions, what all parts do."""
+    if self.task != "response":
+      return self._judge.predict(apply_fn, params, *arrays, **fields)
+    found = [part.objective.predict(apply_fn, params, *arrays, **fields)
+             for part in self.parts if part.objective.task == "response"]
+    return functools.reduce(lambda a, b: {**a, **b}, found)
 
   @property
   def _judge(self):

@@ -15,6 +15,7 @@ class Objective:
   slide = False  # one window a user and epoch
   columns = ()
   profile = None
+  questions = ()
   popularity = None
   item_inputs = ()
   updates = 1
