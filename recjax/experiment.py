@@ -19,8 +19,10 @@ from recjax import (
   transfer,
   trees,
 )
+from recjax import auxiliary as auxiliary_lib
 from recjax import state as state_lib
 from recjax import step as step_lib
+from recjax.data import auxiliary as auxiliary_data
 from recjax.data import (
   batches,
   graphs,
@@ -49,6 +51,8 @@ class Experiment:
   other: sequences.Dataset | None = None  # of a second domain that is learned with it
   split: dict = dataclasses.field(default_factory=dict)  # of `partition.split_rows`
   provided: dict = dataclasses.field(default_factory=dict)  # {feature: providers.Provider}
+  # What the objective learns beside the model.
+  auxiliary: auxiliary_lib.Auxiliary = dataclasses.field(default_factory=auxiliary_lib.Auxiliary)
 
   def init_params(self, seed):
     """Returns parameters as a nested dict: freshly started ones on the host's default device.
@@ -108,13 +112,20 @@ class Experiment:
     return jax.eval_shape(self._start, 0)
 
   def _start(self, seed):
-    return _init(self.model, jax.random.key(seed), self.model.example_inputs(), self.tables)
+    params = _init(self.model, jax.random.key(seed), self.model.example_inputs(), self.tables)
+    return {**params, **self.auxiliary.start(seed, params, self.tables)}
+
+  def row_tables(self):
+    """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
+    return self.model.row_tables() | self.auxiliary.row_tables()
 
   def rows(self, leaves=None):
     """Returns {vocabulary: checkpoint.Rows} of the model's row tables, or of those in `leaves`."""
-    names = vocabulary.row_names(self.data, extra_tokens=self.model.extra_tokens)
-    used = {name for leaf, (name, _) in self.model.row_tables().items()
+    names = vocabulary.row_names(self.data, extra_tokens=self.model.extra_tokens,
+                                 also_trained=self.auxiliary.also_trained())
+    used = {name for leaf, (name, _) in self.row_tables().items()
             if leaves is None or leaf in leaves}
+    names |= self.auxiliary.row_names()
     names |= ratings.row_names(self.data, used) | providers.row_names(self.provided)
     names |= profiles.row_names(self.data, self.objective.profile, used)
     return {name: checkpoint.Rows(*names[name]) for name in sorted(used)}
@@ -142,7 +153,7 @@ class Experiment:
     params = self.to_host(params)
     transfer.check_sources(rules, len(readers))
     plans = [transfer.make_plan(
-      params, reader.shapes(), rules, row_tables=self.model.row_tables(),
+      params, reader.shapes(), rules, row_tables=self.row_tables(),
       target_rows=self.rows(), source_rows=reader.rows(), run=run)
       for run, reader in enumerate(readers)]
     for plan, reader in zip(plans, readers, strict=True):
@@ -284,6 +295,8 @@ def build(config):
     return _build_graph(config, data)
   data, provided = views.as_configured(config, data)
   objective = objectives.make(**config.objective.to_dict(), num_items=data.num_items)
+  asked = auxiliary_data.read(config.data_dir, data, dict(objective.auxiliary))
+  data = auxiliary_data.identified(data, asked)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data),
                          "features": {name: p.options for name, p in provided.items()},
@@ -303,8 +316,9 @@ def build(config):
   if name := getattr(model, "other", ""):
     other = views.beside(config.data_dir, name, data)
     tables["companion"] = batches.companions(other)
-  return _assemble(Experiment, config, data, model, objective, tables, other=other,
-                   provided=provided)
+  beside, more = auxiliary_lib.make(asked, model, tables)
+  return _assemble(Experiment, config, data, model, objective, tables | more, other=other,
+                   provided=provided, auxiliary=beside)
 
 
 def _build_graph(config, data):
@@ -318,7 +332,10 @@ def _build_graph(config, data):
 def _assemble(cls, config, data, model, objective, tables, **fields):
   tables = jax.tree.map(jnp.asarray, tables)  # of no mesh: steps read them inside `shard_map`, too
   mesh = partition.make_mesh(config.num_devices, config.model_devices)
-  apply_fn, split = step_lib.make_apply(model, tables), _split(model, tables, mesh)
+  apply_fn = step_lib.make_apply(model, tables, fields.get("auxiliary"))
+  split = _split(model, tables, mesh)
+  if split and "auxiliary" in fields:
+    auxiliary_lib.check_whole(fields["auxiliary"], config.model_devices)
   return cls(config=config, data=data, mesh=mesh, model=model, objective=objective, tables=tables,
              apply_fn=apply_fn, split=split, **fields,
              predict=step_lib.make_predict(apply_fn, objective, mesh, split))

@@ -41,6 +41,7 @@ class Resident:
                                   **_examples(objective, longest))
     if exp.other is not None:
       self._host["beside"] = batches.beside(exp.other)
+    self._host |= exp.auxiliary.resident()
     self.lengths = np.minimum(self._host["end"] - self._host["begin"], longest)
     self.length, self.examples = int(self.lengths.max()), len(self.lengths)
     self.sample = batches.make_sampler(
@@ -86,6 +87,7 @@ class Streamed:
     if objective.popularity is not None:
       self._constant |= proposals.popularity(exp.data.item_counts("train"), self._constant["pool"],
                                              objective.popularity)
+    self._constant |= exp.auxiliary.resident()
     self.lengths, self.length = stream.lengths, stream.length
     self.examples = stream.per_epoch * config.batch_size
     self._stacks, self._first, self._tables = None, None, None

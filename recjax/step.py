@@ -10,18 +10,24 @@ from recjax import partition
 from recjax import trees
 
 
-def make_apply(model, tables):
+def make_apply(model, tables, auxiliary=None):
   """Returns apply_fn(params, inputs, rng, **where) -> scores, as objectives call a model.
 
   `inputs` are the model's arguments by name, [B, ...] each; `rng` is the key of dropout, None
   without; `where` says at which positions the model is to score and what is read of the scores.
+  With `auxiliary=NAME` it is a module beside the model that answers, given the item table.
 
   Args:
     model: of `recjax.models`.
     tables: {field: int32 [tokens, slots]} on the devices.
+    auxiliary: `auxiliary.Auxiliary`, or None.
   """
   def apply_fn(params, inputs, rng, **where):
     rngs = None if rng is None else {"dropout": rng}
+    if name := where.pop("auxiliary", None):
+      return auxiliary.modules[name].apply(
+        {"params": params[name]}, auxiliary.item_rows(params), tables, **inputs, **where,
+        train=rng is not None, rngs=rngs)
     scores, _ = model.apply({"params": params}, **inputs, **where, tables=tables,
                             train=rng is not None, rngs=rngs)
     return scores

@@ -45,7 +45,8 @@ KIND = "sequences"  # what a manifest that names no kind is of
 SPLITS = ("train", "val", "test")
 PARTS = (*SPLITS, "targets")  # the last with a history alone, see `histories`
 IDENTITY = ("name", "version", "raw_sha256", "interactions", "split")  # manifest keys
-AT_RUN_TIME = ("held_out_items", "feature_files")  # what a run's config made of it, likewise
+# What a run's config made of it, likewise.
+AT_RUN_TIME = ("held_out_items", "feature_files", "graphs")
 ARRAYS = ("user_ids", "item_ids", "in_domain", "offsets", "items", "times", "splits")
 
 
