@@ -374,8 +374,8 @@ ALL = (("masked_item", 1.0), ("knowledge", 0.1), ("masked_attribute", 0.1), ("it
        ("friends", 0.1), ("connected", 0.1))
 
 
-@pytest.mark.parametrize("parts", [
-  (("masked_item", 1.0), ("knowledge", 0.1)), pytest.param(ALL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [(("masked_item", 1.0), ("knowledge", 0.1)), ALL])
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path, monkeypatch, parts):
   fields = dict(total_steps=8)
   config = functools.partial(tiny_auxiliary.config, *parts, **fields)
