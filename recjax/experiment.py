@@ -19,8 +19,10 @@ from recjax import (
   transfer,
   trees,
 )
+from recjax import auxiliary as auxiliary_lib
 from recjax import state as state_lib
 from recjax import step as step_lib
+from recjax.data import auxiliary as auxiliary_data
 from recjax.data import (
   batches,
   graphs,
@@ -32,15 +34,7 @@ from recjax.data import (
   views,
   vocabulary,
 )
-from recjax.evaluators import (
-  blocks,
-  classification,
-  edges,
-  links,
-  ranking,
-  rating,
-  responses,
-)
+from recjax.evaluators import blocks, by_task, links
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +52,8 @@ class Experiment:
   split: dict = dataclasses.field(default_factory=dict)  # of `partition.split_rows`
   provided: dict = dataclasses.field(default_factory=dict)  # {feature: providers.Provider}
   people: dict = dataclasses.field(default_factory=dict)  # likewise, of users
+  # What the objective learns beside the model.
+  auxiliary: auxiliary_lib.Auxiliary = dataclasses.field(default_factory=auxiliary_lib.Auxiliary)
 
   def init_params(self, seed):
     """Returns parameters as a nested dict: freshly started ones on the host's default device.
@@ -117,13 +113,20 @@ class Experiment:
     return jax.eval_shape(self._start, 0)
 
   def _start(self, seed):
-    return _init(self.model, jax.random.key(seed), self.model.example_inputs(), self.tables)
+    params = _init(self.model, jax.random.key(seed), self.model.example_inputs(), self.tables)
+    return {**params, **self.auxiliary.start(seed, params, self.tables)}
+
+  def row_tables(self):
+    """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
+    return self.model.row_tables() | self.auxiliary.row_tables()
 
   def rows(self, leaves=None):
     """Returns {vocabulary: checkpoint.Rows} of the model's row tables, or of those in `leaves`."""
-    names = vocabulary.row_names(self.data, extra_tokens=self.model.extra_tokens)
-    used = {name for leaf, (name, _) in self.model.row_tables().items()
+    names = vocabulary.row_names(self.data, extra_tokens=self.model.extra_tokens,
+                                 also_trained=self.auxiliary.also_trained())
+    used = {name for leaf, (name, _) in self.row_tables().items()
             if leaves is None or leaf in leaves}
+    names |= self.auxiliary.row_names()
     names |= ratings.row_names(self.data, used) | providers.row_names(self.provided)
     names |= providers.row_names(self.people, "user/")
     names |= profiles.row_names(self.data, self.objective.profile, used)
@@ -164,7 +167,7 @@ class Experiment:
     params = self.to_host(params)
     transfer.check_sources(rules, len(readers))
     plans = [transfer.make_plan(
-      params, reader.shapes(), rules, row_tables=self.model.row_tables(),
+      params, reader.shapes(), rules, row_tables=self.row_tables(),
       target_rows=self.rows(), source_rows=reader.rows(), run=run)
       for run, reader in enumerate(readers)]
     for plan, reader in zip(plans, readers, strict=True):
@@ -195,11 +198,6 @@ class Experiment:
     return self.data.item_counts("train")
 
   @property
-  def property_names(self):
-    """Returns the names of the properties of behaviors that the model reads."""
-    return [name for name, _ in getattr(self.model, "properties", ())]
-
-  @property
   def room(self):
     """Returns how many past items fit the model."""
     return self.objective.room(self.model.max_len)
@@ -222,8 +220,9 @@ class Experiment:
     devices = partition.data_devices(self.mesh)
     seen = ("train", "val") if "train+val" in contexts else ("train",)
     make = functools.partial(
-      self._evaluator, split=split, contexts=contexts, protocols=protocols,
-      seed=config.candidates_seed, batch_size=-(-config.batch_size // devices) * devices,
+      by_task.make, objective=self.objective, model=self.model, config=config, split=split,
+      contexts=contexts, protocols=protocols, seed=config.candidates_seed,
+      batch_size=-(-config.batch_size // devices) * devices,
       history_length=self.history_length(*seen),
       put=lambda x: partition.put(x, partition.by_rows(self.mesh)))
     if self.data.shards is None:
@@ -237,30 +236,9 @@ class Experiment:
     return blocks.Blocks(self.data, make, split=split, max_users=config.max_users,
                          seed=config.candidates_seed)
 
-  def _evaluator(self, data, *, cache_dir=None, **common):
-    if self.objective.task == "rating":
-      return rating.Rating(data, **common)
-    if self.objective.task == "classification":
-      return classification.Classification(data, profile=self.objective.profile, **common)
-    if self.objective.task == "response":
-      return responses.Responses(
-        data, questions=self.objective.questions, properties=self.property_names,
-        num_negatives=self.config.eval.num_negatives, **common)
-    return ranking.Ranking(
-      data, ks=tuple(self.config.eval.ks), num_negatives=self.config.eval.num_negatives,
-      cache_dir=cache_dir, costly=getattr(self.model, "costly", False),
-      baskets="baskets" in self.objective.columns, **common)
-
   def metric_names(self):
     """Returns every "PROTOCOL/METRIC" that `config.eval.metric` may name."""
-    names = ranking.metric_names(self.config.eval.ks)
-    if self.objective.task == "rating":
-      names = dict.fromkeys(rating.PROTOCOLS, rating.METRICS)
-    if self.objective.task == "classification":
-      names = dict.fromkeys(classification.PROTOCOLS, classification.METRICS)
-    if self.objective.task == "response":
-      names = responses.metric_names(self.objective.questions)
-    return [f"{protocol}/{metric}" for protocol in names for metric in names[protocol]]
+    return by_task.metric_names(self.objective, self.config.eval)
 
 
 class GraphExperiment(Experiment):
@@ -294,13 +272,8 @@ class GraphExperiment(Experiment):
       split=split, contexts=contexts, protocols=protocols or config.protocols,
       seed=config.candidates_seed, batch_size=-(-config.batch_size // devices) * devices,
       max_users=config.max_users, put=lambda x: partition.put(x, partition.by_rows(self.mesh)))
-    if self.objective.task == "edges":
-      return edges.Edges(self.data, num_negatives=config.num_negatives, **common)
-    return links.Links(self.data, **common)
-
-  def metric_names(self):
-    of = edges if self.objective.task == "edges" else links
-    return [f"{protocol}/{metric}" for protocol in of.PROTOCOLS for metric in of.METRICS]
+    return by_task.make(self.data, objective=self.objective, model=self.model, config=config,
+                        **common)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -319,14 +292,16 @@ def build(config):
   data, provided, people = views.as_configured(config, data)
   describe = functools.partial(objectives.make, **config.objective.to_dict(),
                                num_items=data.num_items)
-  asked = describe()  # a head of labels has as many as it says
+  draft = describe()  # a head of labels has as many as it says
+  asked = auxiliary_data.read(config.data_dir, data, dict(draft.auxiliary))
+  data = auxiliary_data.identified(data, asked)
   model = models.make(**{**config.model.to_dict(), "num_items": data.num_items,
                          "num_users": data.num_users, "field_rows": batches.field_rows(data),
                          "features": {name: p.options for name, p in provided.items()},
                          "feature_sizes": {name: p.size for name, p in provided.items()},
                          "user_features": {name: p.options for name, p in people.items()},
                          "user_feature_sizes": {name: p.size for name, p in people.items()},
-                         "facts": views.facts(config, data, asked)})
+                         "facts": views.facts(config, data, draft)})
   objective = describe(known=model.objectives)
   tables = batches.attribute_tables(
     data, [(name, width, slots) for name, _, width, slots in model.fields],
@@ -343,8 +318,9 @@ def build(config):
   if name := getattr(model, "other", ""):
     other = views.beside(config.data_dir, name, data)
     tables["companion"] = batches.companions(other)
-  return _assemble(Experiment, config, data, model, objective, tables, other=other,
-                   provided=provided, people=people)
+  beside, more = auxiliary_lib.make(asked, model, tables)
+  return _assemble(Experiment, config, data, model, objective, tables | more, other=other,
+                   provided=provided, people=people, auxiliary=beside)
 
 
 def _build_graph(config, data):
@@ -358,7 +334,10 @@ def _build_graph(config, data):
 def _assemble(cls, config, data, model, objective, tables, **fields):
   tables = jax.tree.map(jnp.asarray, tables)  # of no mesh: steps read them inside `shard_map`, too
   mesh = partition.make_mesh(config.num_devices, config.model_devices)
-  apply_fn, split = step_lib.make_apply(model, tables), _split(model, tables, mesh)
+  apply_fn = step_lib.make_apply(model, tables, fields.get("auxiliary"))
+  split = _split(model, tables, mesh)
+  if split and "auxiliary" in fields:
+    auxiliary_lib.check_whole(fields["auxiliary"], config.model_devices)
   return cls(config=config, data=data, mesh=mesh, model=model, objective=objective, tables=tables,
              apply_fn=apply_fn, split=split, **fields,
              predict=step_lib.make_predict(apply_fn, objective, mesh, split))

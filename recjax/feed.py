@@ -40,11 +40,12 @@ class Resident:
     self._tables = None
     labels = objective.profile and profiles.trained(exp.data, **objective.profile)
     further = responses.columns(exp.data, objective.questions) | behaviors.columns(
-      exp.data, exp.property_names)
+      exp.data, behaviors.read_by(exp.model))
     self._host = batches.resident(exp.data, popularity=objective.popularity, labels=labels,
                                   further=further, **_examples(objective, longest))
     if exp.other is not None:
       self._host["beside"] = batches.beside(exp.other)
+    self._host |= exp.auxiliary.resident()
     self.lengths = np.minimum(self._host["end"] - self._host["begin"], longest)
     self.length, self.examples = int(self.lengths.max()), len(self.lengths)
     self.sample = batches.make_sampler(
@@ -100,6 +101,7 @@ class Streamed:
     if objective.popularity is not None:
       self._constant |= proposals.popularity(exp.data.item_counts("train"), self._constant["pool"],
                                              objective.popularity)
+    self._constant |= exp.auxiliary.resident()
     self.lengths, self.length = stream.lengths, stream.length
     self.examples = stream.per_epoch * config.batch_size
     self._stacks, self._first, self._tables = None, None, None

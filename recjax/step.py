@@ -11,11 +11,12 @@ from recjax import partition
 from recjax import trees
 
 
-def make_apply(model, tables):
+def make_apply(model, tables, auxiliary=None):
   """Returns apply_fn(params, inputs, rng, **where) -> scores, as objectives call a model.
 
   `inputs` are the model's arguments by name, [B, ...] each; `rng` is the key of dropout, None
   without; `where` says at which positions the model is to score and what is read of the scores.
+  With `auxiliary=NAME` it is a module beside the model that answers, given the item table.
 
   With a key, that is in training, items that are "item/barred" do not compete, whatever the model:
   nothing that is read of its scores has a gradient of theirs.
@@ -23,12 +24,17 @@ def make_apply(model, tables):
   Args:
     model: of `recjax.models`.
     tables: {field: int32 [tokens, slots]} on the devices, and what else the model looks up.
+    auxiliary: `auxiliary.Auxiliary`, or None.
   """
   # A head of labels scores no items.
   barred = None if getattr(model, "labels", 0) else tables.get("item/barred")
 
   def apply_fn(params, inputs, rng, **where):
     rngs = None if rng is None else {"dropout": rng}
+    if name := where.pop("auxiliary", None):
+      return auxiliary.modules[name].apply(
+        {"params": params[name]}, auxiliary.item_rows(params), tables, **inputs, **where,
+        train=rng is not None, rngs=rngs)
     if rng is not None and barred is not None and {"candidates", "readout"} & set(where):
       where["candidates"], where["readout"] = catalog.barring(
         barred, where.get("candidates"), where.get("readout"))

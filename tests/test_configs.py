@@ -7,11 +7,12 @@ import json
 import pathlib
 import runpy
 
+import numpy as np
 import pytest
 import tiny_graph
 
 from recjax import errors, models, objectives, spec, train
-from recjax.data import prepare
+from recjax.data import graphs, prepare, sequences
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PATHS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.py")
@@ -95,6 +96,11 @@ def demo_data(tmp_path_factory):
   folder = tmp_path_factory.mktemp("demo")
   config = spec.load_config(str(ROOT / "configs/data/demo.py"))
   prepare.prepare(config, raw_dir="", data_dir=folder, log=lambda *_: None)
+  demo = sequences.load(folder, "demo")
+  graphs.save(folder / "ml1m_kg", dataclasses.replace(
+    tiny_graph.make(), item_ids=np.asarray(demo.item_ids[1:31]), item_entities=np.arange(30)))
+  graphs.save(folder / "lastfm_friends", dataclasses.replace(
+    tiny_graph.communities(), entity_ids=np.asarray(demo.user_ids[1:81])))
   return str(folder)
 
 
@@ -102,7 +108,8 @@ def demo_data(tmp_path_factory):
 # the ones of MovieLens-1M on other data.
 SLOW = ("configs/cl4srec_ml1m.py", "configs/nbp_tafeng.py", "configs/conet.py",
         "configs/bert4rec_food_kitchen.py", "configs/caser_food_kitchen.py",
-        "configs/dupn_ml1m.py", "configs/bert4sessrec_ml1m.py")
+        "configs/dupn_ml1m.py", "configs/bert4sessrec_ml1m.py",
+        "configs/knowledge_ml1m.py", "configs/social_lastfm.py")
 # What the generated data have in place of what a config reads.
 ON_DEMO = {"configs/dupn_ml1m.py": {
   "model.fields": (("creator", 8, 1),), "model.profile": (("taste", 4),),
@@ -127,7 +134,8 @@ def test_takes_a_step(path, demo_data, tmp_path):
     "total_epochs": None, "total_steps": 2, "eval.max_users": 32,
     "eval.protocols": (protocol,), "log.tensorboard": False,
     **({"model.num_layers": 1} if layers else {}),
-    **({"objective.contrast.group": 16} if "contrast" in config.objective else {}),
+    **{f"objective.{name}.group": 16 for name in ("contrast", "friends")
+       if name in config.objective},
     **({"model.other": "demo_src"} if "other" in config.model else {}), **ON_DEMO.get(path, {})})
   report = train.train_and_evaluate(config, tmp_path / "run")
   assert report["run"]["steps"] == (0 if config.objective.name == "untrained" else 2)

@@ -27,12 +27,13 @@ everything but `train`), and every module has a row: the most exact one that fit
     study_plan                          errors spec report results data.sequences data.kinds
     results                             errors trees record slices data.* evaluators.*
     experiment                          errors trees state step partition checkpoint transfer
-                                        task_trees models.* objectives.* data.* evaluators.*
+                                        task_trees auxiliary models.* objectives.* data.*
+                                        evaluators.*
+    auxiliary                           errors trees models.* data.*
     models/ (one paper a file)          errors catalog collective models.layers
-                                        models.columns models.features models.graph_layers
-                                        models.item_knn
-                                        models.patches models.pairwise models.sequence_embed
-                                        models.text_encoders
+                                        models.auxiliary models.columns models.features
+                                        models.graph_layers models.item_knn models.patches
+                                        models.pairwise models.sequence_embed models.text_encoders
                                         models.transformer;
                                         models/__init__: models.*
     objectives/                         errors catalog objectives.*
@@ -91,11 +92,12 @@ MAY_IMPORT = {
   "study_plan": {"errors", "spec", "report", "results", "data.sequences", "data.kinds"},
   "results": {"errors", "trees", "record", "slices", "data.*", "evaluators.*"},
   "experiment": {"errors", "trees", "state", "step", "partition", "checkpoint", "transfer",
-                 "task_trees", "models.*", "objectives.*", "data.*", "evaluators.*"},
+                 "task_trees", "auxiliary", "models.*", "objectives.*", "data.*", "evaluators.*"},
+  "auxiliary": {"errors", "trees", "models.*", "data.*"},
   "models.__init__": {"errors", "models.*"},
-  "models.*": {"errors", "catalog", "collective", "models.layers", "models.columns",
-               "models.features", "models.graph_layers", "models.item_knn", "models.patches",
-               "models.pairwise",
+  "models.*": {"errors", "catalog", "collective", "models.layers", "models.auxiliary",
+               "models.columns", "models.features", "models.graph_layers", "models.item_knn",
+               "models.patches", "models.pairwise",
                "models.sequence_embed", "models.text_encoders", "models.transformer"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},

@@ -323,7 +323,8 @@ def test_windows_are_the_objectives_own_unless_set():
 @pytest.mark.parametrize("mix, message", [
   (dict(parts=()), "parts is empty"),
   (dict(parts=(("masked_item", 1.0), ("masked_item", 1.0))), "names one twice: masked_item"),
-  (dict(parts=(("masked_item", 0.0),)), "masked_item has the weight 0.0; weights are positive"),
+  (dict(parts=(("masked_item", -1.0),)), "masked_item has the weight -1.0; weights are positive"),
+  (dict(parts=(("masked_item", 0.0),)), "parts is empty"),
   (dict(parts=("masked_item",)), "each is .name, weight., not 'masked_item'"),
   (dict(parts=(("masked_item", 1.0), ("next_item", 1.0))),
    "different windows .masked_item: last, next_item: prefix.*set objective.window"),

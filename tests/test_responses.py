@@ -1,4 +1,4 @@
-"""Questions about the next behavior: labels, properties, batches, losses, and how they are judged."""
+"""Questions about the next behavior: labels, properties, batches, losses, how they are judged."""
 
 import functools
 import types

@@ -20,7 +20,7 @@ def make(*, held_out=12, seed=0, reverse=False, name="line"):
   if reverse:
     ids, relations = ids[::-1], relations[::-1]
     triples = np.array([ENTITIES, len(STEPS), ENTITIES]) - 1 - triples
-  return _graph(name, ids, relations, triples, held_out)
+  return graph(name, ids, relations, triples, held_out)
 
 
 def kinds(*, groups=6, each=8, relations=4, held_out=18, seed=0):
@@ -33,10 +33,10 @@ def kinds(*, groups=6, each=8, relations=4, held_out=18, seed=0):
                       for r in range(relations) for i in range(count)])
   triples = np.random.default_rng(seed).permutation(triples)
   ids = np.array([b"n%03d" % i for i in range(count + groups * relations)])
-  return _graph("kinds", ids, np.array([b"r%d" % r for r in range(relations)]), triples, held_out)
+  return graph("kinds", ids, np.array([b"r%d" % r for r in range(relations)]), triples, held_out)
 
 
-def _graph(name, ids, relations, triples, held_out):
+def graph(name, ids, relations, triples, held_out):
   train = len(triples) - 2 * held_out
   manifest = dict(name=name, title=name, generated=True, raw_sha256="0" * 64, symmetric=False,
                   entities=len(ids), relations=len(relations), triples=len(triples), train=train,

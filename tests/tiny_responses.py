@@ -1,4 +1,4 @@
-"""The tiny data sets with ratings, times and titles, and configs of models that answer questions."""
+"""Tiny data sets with ratings, times and titles, and configs of models that answer questions."""
 
 import dataclasses
 import functools

@@ -16,6 +16,11 @@ GAPS = 30  # no behavior before, then powers of two up to 2^28 seconds and more,
 PROPERTIES = ("rating", "gap", "hour")
 
 
+def read_by(model):
+  """Returns the names of the properties that a model reads."""
+  return [name for name, _ in getattr(model, "properties", ())]
+
+
 def columns(data, properties):
   """Returns {"property/NAME": int32 [R]}: ids 1, 2, ... of every row; 0 says unknown.
 

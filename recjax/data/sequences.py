@@ -46,7 +46,7 @@ SPLITS = ("train", "val", "test")
 PARTS = (*SPLITS, "targets")  # the last with a history alone, see `histories`
 IDENTITY = ("name", "version", "raw_sha256", "interactions", "split")  # manifest keys
 # What a run's config made of it, likewise.
-AT_RUN_TIME = ("held_out_items", "held_out_users", "feature_files")
+AT_RUN_TIME = ("held_out_items", "held_out_users", "feature_files", "graphs")
 ARRAYS = ("user_ids", "item_ids", "in_domain", "offsets", "items", "times", "splits")
 
 

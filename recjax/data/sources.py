@@ -125,7 +125,8 @@ def required(raw_dir, name, field):
 def _untimed(config, raw_dir):
   paths = {domain: required(raw_dir, name, f"files.{domain}")
            for domain, name in config["files"].items()}
-  reader = untimed.open_tables(paths, seed=config["seed"], rating_range=config["rating_range"])
+  reader = untimed.open_tables(paths, seed=config["seed"], skip=config.get("skip", 0),
+                               rating_range=config["rating_range"] or None)
   return Source(reader, lambda domains: config["datasets"], repeats=False)
 
 

@@ -53,11 +53,18 @@ class Untimed:
       "".join(table.sha256 for table in self._tables.values()).encode()).hexdigest()
 
 
-def open_tables(paths, *, seed, rating_range):
-  """Returns the `Untimed` of {domain: path} of files with lines of user, item, rating and tabs."""
+def open_tables(paths, *, seed, rating_range, skip=0):
+  """Returns the `Untimed` of {domain: path} of files with lines of user, item, rating and tabs.
+
+  Args:
+    paths: {domain: path}.
+    seed: of the order.
+    rating_range: (low, high), or None where any number is a rating.
+    skip: lines of a header.
+  """
   if bad := [domain for domain in paths if ":" in domain or not domain]:
     raise errors.UserError(f"config.files: {bad[0]!r} cannot name a domain")
   names = ["user", "item", "rating"]
   return Untimed({domain: readers.TextTable(
     readers.file(path), header=names, columns={name: name for name in names}, separator="\t",
-    rating_range=rating_range) for domain, path in paths.items()}, seed=seed)
+    rating_range=rating_range, skip=skip) for domain, path in paths.items()}, seed=seed)

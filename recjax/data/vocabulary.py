@@ -6,19 +6,25 @@ import numpy as np
 PAD, MASK, UNKNOWN = b"\x01pad", b"\x01mask", b"\x01unknown"
 
 
-def row_names(data, *, extra_tokens=0):
+def row_names(data, *, extra_tokens=0, also_trained=()):
   """Returns {vocabulary: (names bytes [rows], trained bool [rows])} of a data set.
 
   Vocabularies: "item" (PAD, items, MASK, extra tokens), "output" (PAD, items), "user" (users 1..U)
   and every attribute (values 1..K, unknown). Rows that `data` does not train (items of other
   domains, users without training interactions, attributes of no item here) are marked, since a
   transfer must not carry what was never learned.
+
+  Args:
+    data: `sequences.Dataset`.
+    extra_tokens: ids after MASK.
+    also_trained: bool [N + 1] each, items whose own vectors are trained, of whichever domain.
   """
   special = [MASK] + [b"\x01token%d" % i for i in range(extra_tokens)]
   items = np.asarray(data.item_ids[1:])
   here = np.asarray(data.in_domain[1:])
+  learned = np.logical_or.reduce([here, *(flags[1:] for flags in also_trained)])
   names = {
-    "item": (_join([PAD], items, special), _join_flags(True, here, len(special))),
+    "item": (_join([PAD], items, special), _join_flags(True, learned, len(special))),
     "output": (_join([PAD], items, []), _join_flags(True, here, 0)),
     "user": (np.asarray(data.user_ids[1:]), data.lengths("train")[1:] > 0),
   }

@@ -46,6 +46,7 @@ import dataclasses
 
 from recjax import errors
 from recjax.models import autoencoder
+from recjax.models import auxiliary
 from recjax.models import basket_bert
 from recjax.models import bert4rec
 from recjax.models import bert4rec_rating
@@ -123,6 +124,12 @@ VARIANTS = {
   "tucker": tucker.VARIANTS,
   "user_knn": user_knn.VARIANTS,
 }
+AUXILIARY = {
+  "knowledge": auxiliary.SharedLinks,
+  "attributes": auxiliary.AttributeScores,
+  "social": auxiliary.UserVectors,
+}
+SCORERS = ("transe", "complex")  # of knowledge, with the width of items
 RESERVED = ("item", "user", "rating", "segment", "layer_norm", "drop")
 
 
@@ -185,3 +192,39 @@ def make(name, *, variant, field_rows, fields=(), features=(), feature_sizes=Non
 
 def _tuples(value):
   return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def make_auxiliary(name, *, initializer, item_width, width_of_x, sides=None, **sizes):
+  """Returns the module `name` of AUXILIARY beside a model of sequences.
+
+  Args:
+    name: a key of AUXILIARY.
+    initializer: of the model's tables.
+    item_width: of its item table.
+    width_of_x: of the vectors that it compares with items.
+    sides: {side: width of the answer}, of what is asked about vectors.
+    **sizes: of `data.auxiliary`, and for knowledge how triples are scored.
+  """
+  if name == "knowledge":
+    return _shared_links(initializer, item_width, **sizes)
+  if name == "attributes":
+    widths = tuple((side, item_width if side == "item" else width_of_x) for side in sides)
+    return auxiliary.AttributeScores(**sizes, sides=widths, initializer=initializer)
+  return auxiliary.UserVectors(initializer=initializer, sides=tuple(
+    (side, width_of_x, answer) for side, answer in sides.items()))
+
+
+def _shared_links(initializer, width, *, scorer, norm, normalize, num_own, num_entities,
+                  num_relations):
+  errors.choose(dict.fromkeys(SCORERS), scorer, "objective.knowledge.scorer")
+  fields = dict(variant="free", width=width, norm=norm)
+  if scorer == "complex":
+    if width % 2:
+      raise errors.UserError(f"objective.knowledge.scorer=complex: items of width {width} have no "
+                             "half that is imaginary; set model.item_width to an even number")
+    fields = dict(variant="wn18", width=width // 2)
+  link = make(scorer, field_rows={}, num_entities=num_entities, num_relations=num_relations,
+              **fields)
+  return auxiliary.SharedLinks(
+    score=link.apply, num_own=num_own, num_relations=num_relations, width=width,
+    initializer=initializer, normalize=normalize)

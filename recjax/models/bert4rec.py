@@ -1,5 +1,6 @@
 """BERT4Rec: a bidirectional transformer over a user's items (Sun et al. 2019)."""
 
+from recjax.models import auxiliary
 from recjax.models import patches
 from recjax.models import transformer
 
@@ -23,4 +24,5 @@ VARIANTS = {
 
 class BERT4Rec(transformer.SequenceTransformer):
   """Scores every item at a MASK from the items on both sides of it."""
-  objectives = ("masked_item", "next_item", "contrast", *patches.USER_TASKS)
+  objectives = ("masked_item", "next_item", "contrast", *patches.USER_TASKS, *auxiliary.OF_ITEMS,
+                *auxiliary.OF_USERS, *auxiliary.BIDIRECTIONAL)

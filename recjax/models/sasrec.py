@@ -1,5 +1,6 @@
 """Causal transformers: the next item at every position, as SASRec (Kang & McAuley 2018)."""
 
+from recjax.models import auxiliary
 from recjax.models import patches
 from recjax.models import transformer
 
@@ -28,4 +29,5 @@ VARIANTS = {
 class SASRec(transformer.SequenceTransformer):
   """Scores the item after every position from that position and those before it."""
   causal: bool = True
-  objectives = ("causal_next_item", "contrast", *patches.USER_TASKS)
+  objectives = ("causal_next_item", "contrast", *patches.USER_TASKS, *auxiliary.OF_ITEMS,
+                *auxiliary.OF_USERS)

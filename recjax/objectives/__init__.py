@@ -27,6 +27,9 @@ defaults:
     rows_together  how many rows, that lie together, the loss compares; None: the whole batch
     width(length)                            -> columns of inputs from a window of so many
     trim           None, or (inputs, columns) -> inputs without all but the last columns
+    auxiliary      ((name of `models.AUXILIARY`, options of `data.auxiliary`), ...): what is
+                   learned beside the model; arrays to draw from are in resident[name]
+    predicts       False: it scores no items, and is for mixes alone, beside one that does
     room(max_len)                            -> past items that fit the model
     predict(apply_fn, params, users, ...)    -> scores [B, N + 1], or what `readout` makes of
                                                 them, or ratings
@@ -45,11 +48,14 @@ import functools
 import inspect
 
 from recjax import errors
+from recjax.objectives import attributes
 from recjax.objectives import baskets
 from recjax.objectives import candidate_softmax
 from recjax.objectives import contrast
 from recjax.objectives import cross_pair
 from recjax.objectives import edge_sampling
+from recjax.objectives import friends
+from recjax.objectives import knowledge
 from recjax.objectives import logistic
 from recjax.objectives import margin_ranking
 from recjax.objectives import masked_item
@@ -71,8 +77,13 @@ OBJECTIVES = {
   "candidate_softmax": candidate_softmax.CandidateSoftmax,
   "contrast": contrast.Contrast,
   "edge_sampling": edge_sampling.EdgeSampling,
+  "connected": friends.Connected,
+  "friends": friends.Friends,
+  "item_attribute": attributes.ItemAttribute,
+  "knowledge": knowledge.Knowledge,
   "logistic": logistic.Logistic,
   "margin_ranking": margin_ranking.MarginRanking,
+  "masked_attribute": attributes.MaskedAttribute,
   "masked_rating": rating.MaskedRating,
   "masked_item": masked_item.MaskedItem,
   "masked_window": masked_window.MaskedWindow,
@@ -114,6 +125,9 @@ def make(name, *, known=None, num_items=None, num_entities=None, window=None, **
   sizes = {"num_items": num_items, "num_entities": num_entities}
   build = functools.partial(_one, sizes=sizes, known=known, window=window, fields=fields)
   if name != "mix":
+    if not OBJECTIVES[name].predicts:
+      raise errors.UserError(f"objective.name={name} scores no items; learn it beside a task that "
+                             "does, with objective.name=mix and objective.mix.parts")
     return build(name, what="objective.name")
   given = dict(fields.get("mix") or {})
   parts = {}
@@ -121,9 +135,10 @@ def make(name, *, known=None, num_items=None, num_entities=None, window=None, **
     if len(part) != 2 or isinstance(part, str):
       raise errors.UserError("objective.mix.parts: each is (name, weight), not "
                              f"{part!r}")
-    parts[part[0]] = build(part[0], what="objective.mix.parts")
+  weighed = [part for part in given.get("parts") or () if part[1] != 0]
+  parts = {part: build(part, what="objective.mix.parts") for part, _ in weighed}
   return mix.Mix(
-    tuple(mix.Part(part, float(weight), parts[part]) for part, weight in given.get("parts") or ()),
+    tuple(mix.Part(part, float(weight), parts[part]) for part, weight in weighed),
     evaluate=given.get("evaluate") or next(iter(parts), ""),
     window=mix.agreed_window(parts))
 
@@ -135,10 +150,11 @@ def _one(name, *, what, sizes, known, window, fields):
     raise errors.UserError(f"{what}={name!r} does not fit this model; choose "
                            f"{' or '.join(known)}")
   values = dict(fields.get(name) or {})
-  if window is not None:
-    values["window"] = window
   allowed = inspect.signature(cls).parameters
+  if window is not None and not (what == "objective.mix.parts" and "window" not in allowed):
+    values["window"] = window
   if unknown := [key for key in values if key not in allowed]:
     raise errors.UserError(f"config.objective: {name} has no field {unknown[0]!r}; there are "
                            f"{', '.join(key for key in allowed if key not in sizes)}")
-  return cls(**{key: size for key, size in sizes.items() if size is not None}, **values)
+  known = {key: size for key, size in sizes.items() if size is not None and key in allowed}
+  return cls(**known, **values)

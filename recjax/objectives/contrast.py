@@ -112,19 +112,22 @@ class Contrast(objective.Objective):
     return max_len - self.append_mask
 
 
-def info_nce(x, users, temperature):
+def info_nce(x, users, temperature, near=None):
   """Returns the summed loss of all views that are somebody's.
 
   Args:
     x: float32 [G, 2 g, W]; of each group view i and view g + i are of one row.
     users: int32 [G, 2 g], 0 where a row is nobody's.
     temperature: divides the similarities.
+    near: bool [G, 2 g, 2 g], or None: views that are no negatives of each other.
   """
   count = x.shape[1]
   partner = jnp.roll(jnp.arange(count), count // 2)
   scores = jnp.einsum("gaw,gbw->gab", x, x) / temperature
   mine = jnp.take_along_axis(scores, jnp.broadcast_to(partner[:, None], (*x.shape[:2], 1)), 2)
   others = (users[:, :, None] != users[:, None, :]) & (users[:, None, :] > 0)
+  if near is not None:
+    others &= ~near
   rivals = jnp.where(others, scores, -jnp.inf)
   losses = jax.nn.logsumexp(jnp.concatenate([mine, rivals], -1), -1) - mine[..., 0]
   return jnp.sum(jnp.where(users > 0, losses, 0))

@@ -37,6 +37,21 @@ def binary_cross_entropy(positive, negatives, keep, weights, *, beta=1.0):
   return jnp.sum(losses * weights), jnp.sum(weights)
 
 
+def set_cross_entropy(scores, held, weights):
+  """Returns (sum, weight) of -sum log sigmoid(s of held ids) - sum log(1 - sigmoid(s of others)).
+
+  Args:
+    scores: [..., A] of ids 1..A.
+    held: int32 [..., K] distinct ids, and 0.
+    weights: [...], 0 where there is no set.
+  """
+  scores = scores.astype(jnp.float32)
+  true = jnp.take_along_axis(scores, jnp.maximum(held - 1, 0), axis=-1)
+  found = jnp.sum(jax.nn.softplus(scores), -1) - jnp.sum(jnp.where(held > 0, true, 0), -1)
+  weights = weights.astype(jnp.float32)
+  return jnp.sum(found * weights), jnp.sum(weights)
+
+
 def bayesian_ranking(positive, negatives, keep, weights):
   """Returns (sum, weight) of -log sigmoid(s+ - s-), the mean over a label's kept negatives.
 

@@ -37,9 +37,7 @@ class MaskedItem(item_loss.ItemLoss):
 
   def label_statistics(self, lengths):
     """Returns (mean, variance, most) of the labels in a row, from windows of these lengths."""
-    mean, spread = lengths.mean(), lengths.var()
-    binomial = self.rate * (1 - self.rate) * mean
-    return self.rate * mean, binomial + self.rate**2 * spread, lengths.max()
+    return chosen(self.rate, lengths)
 
   def room(self, max_len):
     """Returns how many past items fit `max_len` positions: the MASK takes one."""
@@ -48,6 +46,17 @@ class MaskedItem(item_loss.ItemLoss):
   def predict(self, apply_fn, params, users, histories, readout=None):
     """Returns scores [B, N + 1] of the item after each history; see `predict_at_mask`."""
     return predict_at_mask(apply_fn, params, users, histories, self.num_items, readout)
+
+
+def chosen(rate, lengths):
+  """Returns (mean, variance, most) of how many items of a row are chosen, each with chance `rate`.
+
+  Args:
+    rate: in 0..1.
+    lengths: int [n], items of the rows.
+  """
+  mean, spread = lengths.mean(), lengths.var()
+  return rate * mean, rate * (1 - rate) * mean + rate**2 * spread, lengths.max()
 
 
 def hide(objective, keys, batch, chosen, pool):

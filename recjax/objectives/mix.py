@@ -51,8 +51,9 @@ class Mix(objective.Objective):
                                "the others from all; they cannot share a batch")
       if not part.weight > 0:
         raise errors.UserError(f"objective.mix.parts: {part.name} has the weight {part.weight}; "
-                               "weights are positive")
-    errors.choose(dict.fromkeys(names), self.evaluate, "objective.mix.evaluate")
+                               "weights are positive, or 0 where a part is left out")
+    errors.choose({name: None for name, part in zip(names, self.parts, strict=True)
+                   if part.objective.predicts}, self.evaluate, "objective.mix.evaluate")
     self._agreed("slide", "visit different windows")
     powers = {p.objective.popularity for p in self.parts} - {None}
     if len(powers) > 1:
@@ -82,6 +83,20 @@ class Mix(objective.Objective):
   @property
   def questions(self):
     return tuple(q for part in self.parts for q in part.objective.questions)
+
+  @property
+  def auxiliary(self):
+    """Returns ((name, options), ...) of all parts; those that share one ask for their `sides`."""
+    found = {}
+    for part in self.parts:
+      for name, options in part.objective.auxiliary:
+        known = found.setdefault(name, options)
+        sides = {"sides": {**known["sides"], **options["sides"]}} if "sides" in options else {}
+        if {**known, **sides} != {**options, **sides}:
+          raise errors.UserError(f"objective.mix.parts share {name}, but {part.name} wants "
+                                 f"{_listed(options)} where another has {_listed(known)}")
+        found[name] = {**options, **sides}
+    return tuple(found.items())
 
   @property
   def rows_together(self):
@@ -144,7 +159,7 @@ class Mix(objective.Objective):
       out |= _named(part, {**own, "share": jnp.full(rows, share)})
     if self.trim:
       out["items"] = functools.reduce(jnp.maximum, (
-        out[f"{part.name}/items"] for part in self.parts))
+        out[name] for part in self.parts if (name := f"{part.name}/items") in out))
     return out
 
   def loss(self, apply_fn, params, inputs, *, shards, capacity, rng):
@@ -203,7 +218,8 @@ class Mix(objective.Objective):
 
 def agreed_window(objectives):
   """Returns the window that all of {name: objective} sample; UserError where they differ."""
-  found = {name: getattr(one, "window", "last") for name, one in objectives.items()}
+  found = {name: window for name, one in objectives.items()
+           if (window := getattr(one, "window", "last")) is not None}
   if len(set(found.values())) > 1:
     raise errors.UserError(f"objective.mix.parts sample different windows ({_listed(found)}), but "
                            "share a batch; set objective.window")

@@ -21,6 +21,8 @@ class Objective:
   updates = 1
   trim = None
   rows_together = 1
+  auxiliary = ()
+  predicts = True
 
   def width(self, length):
     """Returns how many columns the inputs of windows of `length` columns have."""

@@ -1,0 +1,52 @@
+"""Do friends help to know what a user likes? LastFM, masked artists with and without their friends.
+
+Rows: masked items alone (MIP), with vectors of friends pulled together (InfoNCE), with telling
+whether two users are friends, with both; each trained from scratch and judged by the artist that is
+held out of every user.
+
+Full size: five seeds, 20 runs, for a GPU. `:cpu`: three seeds of a small model, 12 runs. Not run
+yet; about 20 minutes of one core is a guess.
+
+    python -m recjax.prepare --config=configs/data/lastfm.py --raw_dir=RAW --data_dir=DIR
+    python -m recjax.prepare --config=configs/data/lastfm_friends.py --raw_dir=RAW --data_dir=DIR
+    python -m recjax.study --config=configs/studies/social_pretraining.py:cpu --workdir=W \\
+      --config.data_dir=DIR
+"""
+
+import ml_collections
+
+from configs.studies import common
+from recjax import spec
+
+ROWS = (("MIP", "none"), ("MIP + friends", "friends"), ("MIP + connected or not", "connected"),
+        ("MIP + both", "both"))
+
+
+def get_config(arg=None):
+  """Returns the study's config; `arg` is "cpu" or nothing."""
+  arg = spec.parse_arg(arg, cpu=False)
+  size = "cpu" if arg.cpu else "full"
+  config = ml_collections.ConfigDict()
+  config.title = f"Social-relation-enhanced pre-training on LastFM (size {size})"
+  config.data_dir = ""
+  config.prepare = f"{common.prepare('lastfm')} and {common.prepare('lastfm_friends')}"
+  config.seeds = (0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4)
+  config.overrides = ()
+  config.bootstrap_draws = 10_000
+  config.headline = ("ndcg@10", "recall@10", "mrr")
+  config.runs = {run: {"config": f"configs/social_lastfm.py:social={run},size={size}"}
+                 for _, run in ROWS}
+  config.rows = ROWS
+  config.baselines = {run: "none" for _, run in ROWS[1:]}
+  config.comparisons = (("MIP – popularity", "none", "popularity"),
+                        ("both – friends alone", "both", "friends"))
+  config.claims = (
+    ("Friends make masked item prediction better",
+     tuple((run, "none") for _, run in ROWS[1:])),)
+  config.published = {}
+  config.notes = """\
+- LastFM's listens have no times: what is held out of a user is random, and the order of artists
+  says nothing.
+- Friendships are between users that are all in train and in test: they tell the models which users
+  are alike, and nothing of the artists that are held out."""
+  return config
