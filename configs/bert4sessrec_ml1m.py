@@ -69,7 +69,7 @@ def get_config(arg=None):
 
 
 def sweep(add):
-  """How the encoder follows the head, and what the vector of a session is, chosen on validation."""
-  for scale in (0.03, 0.1, 1.0):
+  """The rate of learning, and what the vector of a session is, chosen on validation."""
+  for lr in (3e-4, 1e-3, 3e-3):
     for read in ("mask", "mean"):
-      add(**{"model.read": read, "optim.rules": ((SHARED, {"lr_scale": scale}),)})
+      add(**{"optim.lr": lr, "model.read": read})
