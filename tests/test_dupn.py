@@ -82,9 +82,11 @@ def test_attention_adds_up_to_one_and_ignores_padding():
 
 @functools.cache
 def _model():
-  """Returns (experiment of the pre-training tasks, fresh parameters)."""
+  """Returns (experiment of the pre-training tasks, parameters)."""
   exp = experiment.build(tiny_responses.config(PRETRAIN, model=tiny_responses.dupn()))
-  return exp, exp.init_params(0)
+  rng = np.random.default_rng(0)
+  return exp, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32),
+                           exp.params_shapes())
 
 
 def test_padding_changes_nothing():

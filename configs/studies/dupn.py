@@ -13,7 +13,8 @@ Data that were prepared before users' attributes were kept must be prepared agai
     python -m recjax.study --config=configs/studies/dupn.py:cpu --workdir=W --config.data_dir=DIR
 
 Full size: three seeds, 18 runs, for a GPU or TPU. `:cpu`: small models, one pre-training for the
-three seeds of each arm, single tasks once, 12 runs. Neither has been run to its end.
+three seeds of each arm, single tasks once, 12 runs; how long they take is not known. Neither has
+been run.
 """
 
 import ml_collections

@@ -10,7 +10,8 @@ have the new ones as "cold": they are compared with new movies only (0.5 is chan
       --config.data_dir=DIR
 
 `from scratch` learns everything at the head's rate. Full size: three seeds, 12 runs, for a GPU or
-TPU. `:cpu`: one pre-training for all seeds, 10 runs. Neither has been run to its end.
+TPU. `:cpu`: one pre-training for all seeds, 10 runs; how long they take is not known. Neither has
+been run.
 """
 
 import ml_collections
