@@ -143,3 +143,20 @@ def test_real_tafeng(raw_dir, tmp_path):
     baskets = history[name][1:-1] + future[name][1:-1]
     want = [sum(baskets[:-2], []), baskets[-2], baskets[-1]]
     assert [number[data.items[begin[user]:end[user]]].tolist() for begin, end in splits] == want
+
+
+def test_real_lastfm(raw_dir, tmp_path):
+  """Everybody's artists are those of the file that five users play."""
+  if not (raw_dir / "lastfm-hetrec2011").is_dir():
+    pytest.skip("no lastfm-hetrec2011")
+  test_prepare.make(str(test_prepare.ROOT / "configs/data/lastfm.py"), raw_dir, tmp_path)
+  lines = (raw_dir / "lastfm-hetrec2011/user_artists.dat").read_text().splitlines()[1:]
+  users, artists, _ = np.array([line.split("\t") for line in lines]).T
+  _, place, counts = np.unique(artists, return_inverse=True, return_counts=True)
+  known = counts[place] >= 5
+  data = sequences.load(tmp_path, "lastfm")
+  for user in range(1, data.num_users + 1, 9):
+    low, high = data.offsets[user:user + 2]
+    found = {data.item_ids[i].decode() for i in data.items[low:high]}
+    mine = known & (users == data.user_ids[user].decode())
+    assert found == {f"lastfm:{artist}" for artist in artists[mine]} and len(found) == high - low

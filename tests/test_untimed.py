@@ -49,3 +49,11 @@ def test_the_order_is_random_and_that_of_the_seed(tmp_path):
 def test_mistakes_name_the_line(tmp_path, text, says):
   with pytest.raises(errors.UserError, match=says):
     _rows(_open(tmp_path, book=text))
+
+
+def test_a_header_is_no_row(tmp_path):
+  path = tmp_path / "plays.dat"
+  path.write_text("userID\tartistID\tweight\n1\t7\t13883\n")
+  reader = untimed.open_tables({"artists": path}, seed=0, rating_range=None, skip=1)
+  assert [row[:4] for row in _rows(reader)] == [("1", "artists:7", 13883.0, "artists")]
+  assert reader.place(0).endswith("plays.dat line 2")

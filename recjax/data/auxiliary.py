@@ -69,7 +69,7 @@ def _knowledge(data_dir, data, *, graph, **scoring):
 def _attributes(data_dir, data, *, attributes, min_count, width, sides):
   """Returns Found of the values, of several attributes, that `min_count` items of the domain have.
 
-  Items of a padding, a MASK or an extra token have none; see `expand`.
+  Padding, MASK and extra tokens have none; see `expand`.
   """
   del data_dir
   domain = np.asarray(data.in_domain)
