@@ -280,14 +280,11 @@ def compact(keep, width, *arrays):
   """Returns the kept places of [B, L] arrays in [B, width], left-padded with 0; the last ones, if
   there are more.
   """
-  rows, columns = jnp.indices(keep.shape, sparse=True)
-  # A place goes as far from the end as there are kept ones from it on. A sort would find the same,
-  # but a program takes a second of a CPU to compile with each, and there are six in a step.
-  after = jnp.cumsum(keep[:, ::-1], axis=1)[:, ::-1]
-  to = jnp.where(keep & (after <= width), width - after, width)
-  source = jnp.zeros((len(keep), width), jnp.int32).at[rows, to].set(columns + 1, mode="drop")
-  return tuple(jnp.where(source > 0, jnp.take_along_axis(x, jnp.maximum(source - 1, 0), axis=1), 0)
-               for x in arrays)
+  order = jnp.argsort(keep, axis=1, stable=True)[:, -width:]
+  missing = max(width - keep.shape[1], 0)
+  kept = jnp.take_along_axis(keep, order, axis=1)
+  return tuple(jnp.pad(jnp.where(kept, jnp.take_along_axis(x, order, axis=1), 0),
+                       ((0, 0), (missing, 0))) for x in arrays)
 
 
 def cut(inputs, columns):
