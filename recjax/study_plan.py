@@ -54,8 +54,8 @@ from recjax.data import kinds, sequences
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REQUIRED = ("seeds", "runs", "rows")
 STUDY_FIELDS = ("title", *REQUIRED, "baseline", "baselines", "data_dir", "prepare", "overrides",
-                "tasks", "comparisons", "claims", "headline", "published", "data_rows", "bootstrap_draws",
-                "notes", "cohort_size", "time_alone")
+                "tasks", "comparisons", "claims", "headline", "published", "data_rows",
+                "bootstrap_draws", "notes", "cohort_size", "time_alone")
 REFERENCES = (  # with values per user
   "popularity", "personal_frequency", "global_mean", "item_bias", "item_user_bias", "majority")
 RUN_FIELDS = ("config", "overrides", "source", "mode", "seeds", "source_seeds", "cohort_size")

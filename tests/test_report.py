@@ -43,7 +43,7 @@ def test_curves_keep_the_steps_that_all_seeds_have():
 @pytest.mark.parametrize("spoil", [
   lambda path: path.unlink(),
   lambda path: path.write_bytes(path.read_bytes()[:100]),
-  lambda path: np.savez(path, external_users=[b"u"], **{"train/full/mrr": np.array([np.nan])}),
+  lambda path: np.savez(path, external_users=[b"u"], **{"train/full/mrr": np.array([np.inf])}),
   lambda path: np.savez(path, external_users=[b"u"], **{"train/full/mrr": np.zeros(2)}),
   lambda path: np.savez(path, users=np.array([1])),
 ])
@@ -54,6 +54,18 @@ def test_a_damaged_run_is_named(tmp_path, spoil):
   spoil(tmp_path / "per_user_test.npz")
   with pytest.raises(errors.UserError, match="per_user_test.npz"):
     report.load_run(tmp_path, "x", 0)
+
+
+def test_a_user_whom_a_protocol_does_not_measure_is_no_damage(tmp_path):
+  config = {"seed": 0, "dataset": "tgt", "transfer": {"mode": "none"}}
+  fake_runs.write_run(tmp_path, config)
+  path = tmp_path / "per_user_test.npz"
+  with np.load(path) as stored:
+    arrays = dict(stored)
+  arrays["train/full/mrr"] = np.where(np.arange(USERS) < 3, np.nan, arrays["train/full/mrr"])
+  np.savez(path, **arrays)
+  values = report.load_run(tmp_path, "x", 0).values["train/full/mrr"]
+  assert np.isnan(values).sum() == 3
 
 
 @pytest.mark.parametrize("spoil", [
