@@ -143,6 +143,7 @@ def _pretrained():
   return workdir, train.train_and_evaluate(config, workdir)
 
 
+@pytest.mark.slow
 def test_tasks_are_trained_at_once_and_reported_apart():
   workdir, report = _pretrained()
   assert set(report["test"]) == set(PRETRAIN)

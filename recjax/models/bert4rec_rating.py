@@ -11,7 +11,6 @@ import re
 import flax.linen as nn
 import jax.numpy as jnp
 
-from recjax import catalog
 from recjax import errors
 from recjax.models import layers
 from recjax.models import sequence_embed
@@ -121,9 +120,8 @@ class BERT4RecRating(nn.Module):
     out["encoded"] = x
     if self.item_head and (ratings is None or self.is_initializing()):
       where = x if positions is None else layers.select(x, positions)
-      barred = tables.get("item/barred") if train else None
       scores = layers.LinearHead(self.num_items, **common, name="item_head")(
-        where, *catalog.barring(barred, candidates, readout))
+        where, candidates, readout)
       if ratings is None:
         return scores, out
     # "torch" as layers.dense: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).

@@ -48,7 +48,7 @@ class BERT4SessRec(transformer.SequenceTransformer):
     """
     if not self.responses or head is None and not self.is_initializing():
       x, table, out = self._encode(items, users, tables, positions, train=train)
-      return self._score(x, table, tables, candidates, readout, train=train), out
+      return self._score(x, table, candidates, readout), out
     session, table, out = self._session(items, users, tables, train=train)
     vectors = jnp.take(table, targets, axis=0)  # [B, K, W]
     session = jnp.broadcast_to(session[:, None], vectors.shape)
