@@ -6,7 +6,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -19,15 +18,13 @@ FOOD_KITCHEN = str(test_prepare.ROOT / "configs/data/food_kitchen.py")
 
 
 def test_real_movielens(raw_dir, tmp_path):
-  """Table 1 of the survey, 10 seconds with all imports, and no disagreement with a public file."""
-  start = time.monotonic()
+  """Table 1 of the survey, and no disagreement with a public file."""
   command = [sys.executable, "-m", "recjax.prepare", f"--config={test_prepare.ML1M}",
              f"--raw_dir={raw_dir}", f"--data_dir={tmp_path}",
              "--config.datasets.ml1m.min_item_interactions=5",
              "--config.check=false"]
   done = subprocess.run(command, cwd=test_prepare.ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  assert time.monotonic() - start < 10
   assert "5,811" in done.stdout and "5,810" in done.stdout
   src, tgt = (sequences.load(tmp_path, f"ml1m_{d}") for d in ("src", "tgt"))
   counts = lambda d: [d.manifest[k] for k in ("users", "items", "interactions", "too_short_users")]
