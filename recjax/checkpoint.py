@@ -3,8 +3,7 @@
 `WORKDIR/checkpoints/STEP/` holds, written as one atomic folder:
 
     params      one array a folder, so that a subtree can be read without touching the rest
-    opt_state   optimizer slots
-    rng         the run's key
+    opt_state, rng   optimizer slots, the run's key
     rows        {vocabulary: uint8 [rows, bytes]}: external names of the rows of every row table,
                 and {vocabulary}_trained: which of them this run's data trained
     meta        JSON: config, leaf shapes, host state, and a digest of every array
@@ -35,6 +34,7 @@ from recjax import digests, errors, task_trees, trees
 
 FOLDER = "checkpoints"
 TREES = ("params", "opt_state", "rng", "rows")
+SLASH = "::"  # in the stored name of a vocabulary: orbax would take a "/" for a level of the tree
 
 
 class CorruptError(Exception):
@@ -283,9 +283,8 @@ class Reader:
     """Returns {vocabulary: Rows}: the external names behind the rows of every row table."""
     want = {"rows": _abstract(self.meta["shapes"]["rows"])}
     found = self._sound(lambda: _read_trees(self._manager, self.step, want, self.meta))["rows"]
-    found = {name: np.asarray(x) for name, x in found.items()}
-    return {name: Rows(_to_bytes(array), found[f"{name}_trained"].astype(bool))
-            for name, array in found.items() if not name.endswith("_trained")}
+    return {name.replace(SLASH, "/"): Rows(_to_bytes(x), np.asarray(found[f"{name}_trained"], bool))
+            for name, x in found.items() if not name.endswith("_trained")}
 
   def _sound(self, read):
     try:
@@ -323,8 +322,9 @@ def _content(state, rows):
 
 
 def _row_tables(rows):
-  names = {name: _to_uint8(table.names) for name, table in rows.items()}
-  return names | {f"{name}_trained": np.asarray(x.trained, np.uint8) for name, x in rows.items()}
+  rows = {name.replace("/", SLASH): table for name, table in rows.items()}
+  return ({name: _to_uint8(table.names) for name, table in rows.items()}
+          | {f"{name}_trained": np.asarray(x.trained, np.uint8) for name, x in rows.items()})
 
 
 def _describe(tree, split=None):

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 DATA = {"name": "small", "interactions": 12}
 ROWS = {"item": checkpoint.Rows(np.array([b"\x01pad", b"i1", b"item 2"]),
                                 np.array([True, True, False])),
-        "user": checkpoint.Rows(np.array([b"u7"]), np.array([True]))}
+        "user": checkpoint.Rows(np.array([b"u7"]), np.array([True])),
+        "user/kind": checkpoint.Rows(np.array([b"new", b"old"]), np.array([False, True]))}
 HOST = {"best_step": 1, "best_value": 0.1, "sums": {"loss": 1 / 3}}
 
 
