@@ -93,6 +93,4 @@ def _shapes(model, tables):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(module, key, rows, tables):
-  inputs = module.example_inputs()
-  side = {name: inputs.pop(name) for name in ("side",) if name in inputs}
-  return module.init(key, rows, tables, **inputs, **side)["params"]
+  return module.init(key, rows, tables, **module.example_inputs())["params"]

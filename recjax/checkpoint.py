@@ -3,7 +3,7 @@
 `WORKDIR/checkpoints/STEP/` holds, written as one atomic folder:
 
     params      one array a folder, so that a subtree can be read without touching the rest
-    opt_state, rng   optimizer slots, the run's key
+    opt_state   optimizer slots (and rng: the run's key)
     rows        {vocabulary: uint8 [rows, bytes]}: external names of the rows of every row table,
                 and {vocabulary}_trained: which of them this run's data trained
     meta        JSON: config, leaf shapes, host state, and a digest of every array

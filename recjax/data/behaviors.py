@@ -28,7 +28,7 @@ def columns(data, properties):
     data: `sequences.Dataset`, not sharded.
     properties: names, of PROPERTIES.
   """
-  make = {"rating": _rating, "gap": _gap, "hour": _hour}
+  make = {"rating": levels, "gap": _gap, "hour": _hour}
   return {f"property/{name}": errors.choose(make, name, "model.properties")(data)
           for name in properties}
 
@@ -49,10 +49,6 @@ def levels(data):
   known = np.array(ratings.levels(data))
   place = np.minimum(np.searchsorted(known, data.ratings), len(known) - 1)
   return np.where(known[place] == data.ratings, place + 1, 0).astype(np.int32)
-
-
-def _rating(data):
-  return levels(data)
 
 
 def _gap(data):

@@ -209,7 +209,7 @@ def make_auxiliary(name, *, initializer, item_width, width_of_x, sides=None, **s
     return _shared_links(initializer, item_width, **sizes)
   if name == "attributes":
     widths = tuple((side, item_width if side == "item" else width_of_x) for side in sides)
-    return auxiliary.AttributeScores(**sizes, sides=widths, initializer=initializer)
+    return auxiliary.AttributeScores(**sizes, sides=widths)
   return auxiliary.UserVectors(initializer=initializer, sides=tuple(
     (side, width_of_x, answer) for side, answer in sides.items()))
 

@@ -79,7 +79,6 @@ class AttributeScores(nn.Module):
   num_attributes: int  # A
   width: int  # D
   sides: tuple  # ((name, width of v), ...)
-  initializer: str
 
   @nn.compact
   def __call__(self, rows, tables, *, side, items, x=None, train=False):

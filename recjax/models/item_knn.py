@@ -12,7 +12,7 @@ from scipy import sparse
 from recjax import errors
 
 VARIANTS = {"item_knn": dict()}
-BLOCK = 1024  # items whose similarities to others are in memory at once
+BLOCK = 1024  # sets whose similarities to others are in memory at once
 DENSE = 2**26  # entries of the largest square matrix that scoring lays out
 FLOPS = 1000  # multiplications of a matmul in the time of one scattered addition, on a CPU
 
@@ -46,24 +46,9 @@ class ItemKNN:
     Args:
       data: `sequences.Dataset`.
     """
-    owned = users_by_items(data)
-    by_item = owned.T.tocsr()
-    norms = np.sqrt(np.asarray(owned.sum(axis=0)).ravel())
-    shape, count = (self.num_items + 2, self._count), self._count
-    neighbors, similarity = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    for low in range(1, self.num_items + 1, BLOCK):
-      high = min(low + BLOCK, self.num_items + 1)
-      both = (by_item[low:high] @ owned).tocsr()  # users who own either item
-      item = np.repeat(np.arange(low, high), np.diff(both.indptr))
-      values = both.data / (norms[item] * norms[both.indices] + self.shrink)
-      values[both.indices == item] = 0  # nobody is its own neighbor
-      for row in range(low, high):
-        here = slice(*both.indptr[row - low:row - low + 2])
-        best = np.lexsort((both.indices[here], -values[here]))[:count]
-        neighbors[row, :len(best)] = both.indices[here][best]
-        similarity[row, :len(best)] = values[here][best]
-    neighbors[similarity == 0] = 0
-    return {"item": {"neighbors": neighbors, "similarity": similarity}}
+    owners = users_by_items(data).T.tocsr()
+    found = nearest(owners, np.arange(self.num_items + 1), count=self._count, shrink=self.shrink)
+    return {"item": {name: np.pad(x, ((1, 1), (0, 0))) for name, x in found.items()}}
 
   def init(self, key, items, users, tables):
     """Returns {"params": of the shapes of `fit`, all zeros}."""
@@ -117,6 +102,37 @@ class ItemKNN:
   def transfer_rules(self, mode):
     """Returns the rules of mode "none", the only one: nothing is trained that could cross."""
     return {"none": ()}.get(mode)
+
+
+def nearest(sets, among, *, count, shrink):
+  """Returns {"neighbors" int32 [n, K], "similarity" float32 [n, K]} of the sets 1..n.
+
+  similarity(i, j) = |S_i and S_j| / (sqrt(|S_i| |S_j|) + shrink); neighbors come by falling
+  similarity, equal ones by rising number, 0 where there are fewer than K. In memory are the pairs
+  that BLOCK sets are in, never all n^2.
+
+  Args:
+    sets: sparse [n + 1, M] in rows, 1 where a set has a member.
+    among: int [k], ascending numbers of the sets that can be neighbors.
+    count: K.
+    shrink: see above.
+  """
+  norms, others = np.sqrt(np.asarray(sets.sum(axis=1)).ravel()), sets[among].T.tocsr()
+  shape = (sets.shape[0] - 1, count)
+  neighbors, similarity = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+  for low in range(1, sets.shape[0], BLOCK):
+    high = min(low + BLOCK, sets.shape[0])
+    both = (sets[low:high] @ others).tocsr()  # members in common
+    one, other = np.repeat(np.arange(low, high), np.diff(both.indptr)), among[both.indices]
+    values = both.data / (norms[one] * norms[other] + shrink)
+    values[other == one] = 0  # nobody is its own neighbor
+    for row in range(low, high):
+      here = slice(*both.indptr[row - low:row - low + 2])
+      best = np.lexsort((other[here], -values[here]))[:count]
+      neighbors[row - 1, :len(best)] = other[here][best]
+      similarity[row - 1, :len(best)] = values[here][best]
+  neighbors[similarity == 0] = 0
+  return {"neighbors": neighbors, "similarity": similarity}
 
 
 def users_by_items(data):

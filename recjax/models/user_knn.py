@@ -14,7 +14,6 @@ from recjax import errors
 from recjax.models import item_knn
 
 VARIANTS = {"user_knn": dict()}
-BLOCK = 1024  # users whose similarities to others are in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,26 +46,11 @@ class UserKNN:
     Args:
       data: `sequences.Dataset`.
     """
-    owned = item_knn.users_by_items(data)
-    norms = np.sqrt(np.asarray(owned.sum(axis=1)).ravel())
     items = self._items(data)
     voters = np.flatnonzero((items > 0).any(axis=1)) + 1
-    by_item = owned[voters].T.tocsc()
-    shape = (self.num_users, self._count)
-    neighbors, similarity = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    for low in range(1, self.num_users + 1, BLOCK):
-      high = min(low + BLOCK, self.num_users + 1)
-      both = (owned[low:high] @ by_item).tocsr()  # items that either owns
-      user, other = np.repeat(np.arange(low, high), np.diff(both.indptr)), voters[both.indices]
-      values = both.data / (norms[user] * norms[other] + self.shrink)
-      values[other == user] = 0  # nobody is its own neighbor
-      for row in range(low, high):
-        here = slice(*both.indptr[row - low:row - low + 2])
-        best = np.lexsort((other[here], -values[here]))[:self._count]
-        neighbors[row - 1, :len(best)] = other[here][best]
-        similarity[row - 1, :len(best)] = values[here][best]
-    neighbors[similarity == 0] = 0
-    return {"user": {"neighbors": neighbors, "similarity": similarity, "items": items}}
+    found = item_knn.nearest(item_knn.users_by_items(data), voters, count=self._count,
+                             shrink=self.shrink)
+    return {"user": {**found, "items": items}}
 
   def _items(self, data):
     """Returns int32 [U, L]: what every user owns of what can be recommended."""
