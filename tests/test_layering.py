@@ -34,7 +34,7 @@ everything but `train`), and every module has a row: the most exact one that fit
                                         models.auxiliary models.columns models.features
                                         models.graph_layers models.item_knn models.patches
                                         models.pairwise models.sequence_embed models.text_encoders
-                                        models.transformer;
+                                        models.transformer models.untrained;
                                         models/__init__: models.*
     objectives/                         errors catalog objectives.*
     data/                               errors spec data.*
@@ -98,7 +98,8 @@ MAY_IMPORT = {
   "models.*": {"errors", "catalog", "collective", "models.layers", "models.auxiliary",
                "models.columns", "models.features", "models.graph_layers", "models.item_knn",
                "models.patches", "models.pairwise",
-               "models.sequence_embed", "models.text_encoders", "models.transformer"},
+               "models.sequence_embed", "models.text_encoders", "models.transformer",
+               "models.untrained"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
   "evaluators.*": {"errors", "catalog", "collective", "data.*", "evaluators.*"},

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax import errors
+from recjax.models import untrained
 
 VARIANTS = {"content_cosine": dict()}
 EPSILON = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
-class ContentCosine:
+class ContentCosine(untrained.Untrained):
   """Scores an item by its likeness to the items of the history.
 
   The one parameter, item/weight, says how much an item of a history counts: all alike.
@@ -33,10 +34,6 @@ class ContentCosine:
   features: tuple = ()  # `features.Spec`s
   max_len: int = 1000  # most recent items that count
   dtype: str = "float32"
-  fields = ()
-  extra_tokens = 0
-  objectives = ("untrained",)
-  choices = {"dtype": ("float32",)}
 
   def fit(self, data):
     """Returns {"item": {"weight": float32 [N + 2]}}, w; nothing of `data` is needed."""
@@ -73,17 +70,9 @@ class ContentCosine:
       raise errors.UserError("config.model: content_cosine needs model.features, and max_len of at "
                              "least 1")
 
-  def example_inputs(self):
-    """Returns inputs of `init`, as small as can be."""
-    return {"items": jnp.zeros((1, 1), jnp.int32), "users": jnp.zeros(1, jnp.int32)}
-
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     return {"item/weight": ("item", 0)}
-
-  def transfer_rules(self, mode):
-    """Returns the rules of mode "none", the only one: nothing is trained that could cross."""
-    return {"none": ()}.get(mode)
 
 
 def _given(spec, items, weights, tables):

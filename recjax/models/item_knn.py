@@ -10,6 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from recjax import errors
+from recjax.models import untrained
 
 VARIANTS = {"item_knn": dict()}
 BLOCK = 1024  # sets whose similarities to others are in memory at once
@@ -18,7 +19,7 @@ FLOPS = 1000  # multiplications of a matmul in the time of one scattered additio
 
 
 @dataclasses.dataclass(frozen=True)
-class ItemKNN:
+class ItemKNN(untrained.Untrained):
   """Scores an item by its similarity to the items of the history whose neighbor it is.
 
   Parameters are computed from the data, not trained: for every token of the item vocabulary the ids
@@ -31,10 +32,6 @@ class ItemKNN:
   decay: float = 1.0  # what an item of the history weighs, relative to the one after it
   max_len: int = 1000  # most recent items that count
   dtype: str = "float32"
-  fields = ()
-  extra_tokens = 0
-  objectives = ("untrained",)
-  choices = {"dtype": ("float32",)}
 
   def fit(self, data):
     """Returns the parameters {"item": {"neighbors" int32, "similarity" float32, [N + 2, K] each}}.
@@ -91,17 +88,9 @@ class ItemKNN:
         "config.model: item_knn needs neighbors and max_len of at least 1, shrink of at least 0 "
         f"and decay in (0, 1], not {(self.neighbors, self.max_len, self.shrink, self.decay)}")
 
-  def example_inputs(self):
-    """Returns inputs of `init`, as small as can be."""
-    return {"items": jnp.zeros((1, 1), jnp.int32), "users": jnp.zeros(1, jnp.int32)}
-
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     return {"item/neighbors": ("item", 0), "item/similarity": ("item", 0)}
-
-  def transfer_rules(self, mode):
-    """Returns the rules of mode "none", the only one: nothing is trained that could cross."""
-    return {"none": ()}.get(mode)
 
 
 def nearest(sets, among, *, count, shrink):

@@ -12,12 +12,13 @@ import numpy as np
 
 from recjax import errors
 from recjax.models import item_knn
+from recjax.models import untrained
 
 VARIANTS = {"user_knn": dict()}
 
 
 @dataclasses.dataclass(frozen=True)
-class UserKNN:
+class UserKNN(untrained.Untrained):
   """Scores an item by the similarity of those of a user's neighbors who own it.
 
   Parameters are computed from the data, not trained: of users 1..U the numbers of their neighbors
@@ -30,10 +31,6 @@ class UserKNN:
   longest: int = 100  # L, the latest ones
   max_len: int = 1  # histories are not read
   dtype: str = "float32"
-  fields = ()
-  extra_tokens = 0
-  objectives = ("untrained",)
-  choices = {"dtype": ("float32",)}
 
   def fit(self, data):
     """Returns {"user": {"neighbors" int32 [U, K], "similarity" float32 [U, K], "items" int32
@@ -97,14 +94,6 @@ class UserKNN:
                              f"shrink of at least 0, not {(self.neighbors, self.longest)} and "
                              f"{self.shrink}")
 
-  def example_inputs(self):
-    """Returns inputs of `init`, as small as can be."""
-    return {"items": jnp.zeros((1, 1), jnp.int32), "users": jnp.zeros(1, jnp.int32)}
-
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     return {f"user/{name}": ("user", 0) for name in ("neighbors", "similarity", "items")}
-
-  def transfer_rules(self, mode):
-    """Returns the rules of mode "none", the only one: nothing is trained that could cross."""
-    return {"none": ()}.get(mode)
