@@ -47,8 +47,8 @@ def get_config(arg=None):
   config = common.get_config()
   config.dataset, other = errors.choose(
     {"tgt": (target, source), "src": (source, target)}, arg.domain, "domain")
-  config.model = dict(name="conet", variant="conet" if arg.model == "sconet" else arg.model,
-                      dtype="float32", factors=8, num_layers=3, initializer="small", fields=())
+  config.model.update(name="conet", variant="conet" if arg.model == "sconet" else arg.model,
+                      factors=8, num_layers=3, initializer="small")
   pairs = dict(criterion="bce", num_negatives=1, calibration=0.75, negatives="position",
                unseen=True, proposal="uniform", power=0.75)
   if arg.model == "mlp":

@@ -40,8 +40,8 @@ def get_config(arg=None):
   arg = spec.parse_arg(arg, model="neumf", factors=8, criterion="bce", data="all", size="full")
   config = common.get_config()
   config.dataset = errors.choose(DATA, arg.data, "data")
-  config.model = dict(name=errors.choose(MODELS, arg.model, "model"), variant=arg.model,
-                      dtype="float32", factors=arg.factors, fields=())
+  config.model.update(name=errors.choose(MODELS, arg.model, "model"), variant=arg.model,
+                      factors=arg.factors)
   if config.model.name == "neumf":
     config.model.update(num_layers=3, initializer="he")
   config.objective.name = "pair"

@@ -69,10 +69,10 @@ def _parse_flags(argv):
     raise errors.UserError(f"{error} (see --help)") from error
   except errors.UserError:
     raise
-  except KeyError as error:
-    field = str(error.args[0]).strip("'")
-    raise errors.UserError(f"the config has no field {field!r}; its file and configs/common.py "
-                           "list the fields there are") from error
-  except (AttributeError, TypeError, ValueError, OSError, ImportError, IndexError,
+  except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, IndexError,
           SyntaxError) as error:
+    field = str(error).strip("'\"")  # ml_collections says no more of one that is not there.
+    if isinstance(error, (AttributeError, KeyError)) and field.isidentifier():
+      raise errors.UserError(f"the config has no field {field!r}; its file and configs/common.py "
+                             "list the fields there are") from error
     raise errors.UserError(f"in the command line's config: {error}") from error

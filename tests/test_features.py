@@ -21,7 +21,13 @@ SMALL = {"sasrec": dict(variant="sasrec", num_layers=1, item_width=8, heads=1, h
                           max_len=T, dropout=0.0),
          "gru4rec": dict(variant="gru4rec", item_width=8, hidden=8, max_len=T, dropout=0.0),
          "caser": dict(variant="survey", item_width=8, user_width=0, max_len=T, dropout=0.0,
-                       vertical=1, horizontal=1)}
+                       vertical=1, horizontal=1),
+         "nextitnet": dict(variant="nextitnet", num_layers=1, item_width=8, max_len=T)}
+# Models of pairs: their fields, and where what is known of the rows of their tables is.
+PAIRS = {"dot": (dict(variant="dot", factors=4), {"embed": ""}),
+         "fm": (dict(variant="fm", factors=4), {"embed": ""}),
+         "neumf": (dict(variant="neumf", factors=2, num_layers=1), {"gmf": "gmf/", "mlp": "mlp/"}),
+         "conet": (dict(variant="conet", other="there", factors=2, num_layers=1), {"embed": ""})}
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -336,6 +342,59 @@ def test_transfer_carries_providers_by_name(name):
 def test_mistakes_are_told(name, values, schema, says):
   with pytest.raises(errors.UserError, match=says):
     _model(name, schema=schema, **values)
+
+
+@functools.cache
+def _pair(name, known):
+  fields, _ = PAIRS[name]
+  facts = dict(features=_schema(), feature_sizes=SIZES, aggregate="gate", user_aggregate="sum",
+               user_features={"group": {"kind": "attribute", "width": 2}},
+               user_feature_sizes={"group": 2}) if known else {}
+  return models.make(name, **fields, **facts, num_items=N, num_users=U, field_rows={})
+
+
+def _pair_tables():
+  rng = np.random.default_rng(2)
+  return {**_tables(), "companion": jnp.asarray([0, 1, 2, 0, 3]),
+          "user/feature/group": jnp.asarray(rng.integers(0, 3, (U + 2, 1)), jnp.int32)}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pair_models_score_as_if_vectors_were_what_they_are_aggregated_to(name):
+  model, tables, users = _pair(name, True), _pair_tables(), jnp.arange(1, U + 1)
+  params = _params(model, tables)
+  leaves = trees.flatten(params)
+  plain = {leaf: x for leaf, x in leaves.items() if "features/" not in leaf}
+  below = lambda under: trees.unflatten({
+    leaf.removeprefix(under): x for leaf, x in leaves.items() if leaf.startswith(under)})
+  for table, under in PAIRS[name][1].items():
+    own = {side: leaves[f"{table}/{side}/embedding"] for side in ("item", "user")}
+    items = features.Features(model.features, "gate", N, "bert", jnp.float32)
+    plain[f"{table}/item/embedding"] = items.apply(
+      {"params": below(f"{under}features/")}, jnp.zeros(0, int), own["item"], tables, whole=True)[1]
+    people = features.UserFeatures(model.user_features, "sum", U, "bert", jnp.float32)
+    plain[f"{table}/user/embedding"] = people.apply(
+      {"params": below(f"{under}user_features/")}, users, own["user"], tables)
+  def score(model, params):
+    return model.apply({"params": params}, jnp.zeros((U, 1), jnp.int32), users, tables)[0]
+  found = score(model, params)
+  expected = score(_pair(name, False), trees.unflatten(plain))
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  assert np.ptp(found) > 0.1
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pair_models_carry_what_is_known_by_name(name):
+  model = _pair(name, True)
+  leaves = trees.flatten(_params(model, _pair_tables()))
+  known = {leaf for leaf in leaves if "features/" in leaf and "/gate/" not in leaf}
+  for under in PAIRS[name][1].values():
+    assert model.row_tables()[f"{under}features/plot/words/embedding"] == ("feature/plot", 0)
+    assert model.row_tables()[f"{under}user_features/group/values/embedding"] == (
+      "user/feature/group", 0)
+  assert model.row_tables().keys() <= leaves.keys()
+  matched, _ = trees.match(leaves, model.transfer_rules("embedding"))
+  assert known < set(matched)
 
 
 def test_a_model_without_features_says_so():

@@ -81,6 +81,8 @@ def test_a_sequence_model_knows_two_new_users_apart_by_what_is_known_alone():
 def test_leaves_are_named_and_carried_by_what_they_stand_for():
   for name, under, fields in (("dot", "user_features", dict(variant="dot", factors=4)),
                               ("sasrec", "embed/user_features", SEQUENCES),
+                              ("caser", "embed/user_features", dict(
+                                variant="survey", item_width=4, user_width=4, max_len=3)),
                               ("gru4rec", "embed/user_features", dict(
                                 variant="gru4rec", item_width=4, hidden=4, user_width=4))):
     model = _model(name, **fields)

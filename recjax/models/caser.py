@@ -40,6 +40,8 @@ class Embed(nn.Module):
   schema: tuple = ()
   aggregate: str = "concat"
   item_dropout: float = 0.0
+  user_schema: tuple = ()
+  user_aggregate: str = "sum"
 
   @nn.compact
   def __call__(self, items, users, tables, *, train=False):
@@ -57,7 +59,11 @@ class Embed(nn.Module):
     x = jnp.concatenate(parts, -1) if len(parts) > 1 else parts[0]
     if not self.user_width:
       return x, None
-    return x, layers.RowTable(self.num_users, self.user_width, **start, name="user")(users)
+    user = layers.RowTable(self.num_users, self.user_width, **start, name="user")(users)
+    if self.user_schema:
+      user = features_lib.UserFeatures(self.user_schema, self.user_aggregate, self.num_users,
+                                       name="user_features", **start)(users, user, tables)
+    return x, user
 
 
 class Filters(nn.Module):
@@ -100,6 +106,8 @@ class Caser(nn.Module):
   features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
   aggregate: str = "concat"
   item_dropout: float = 0.0  # how often an item has to do without its own vector
+  user_features: tuple = ()  # likewise, of users
+  user_aggregate: str = "sum"
   item_width: int = 100
   user_width: int = 100  # 0: no user embedding
   vertical: int = 4  # filters over one column of the image
@@ -111,7 +119,8 @@ class Caser(nn.Module):
   objectives = ("next_window", "masked_window")
   extra_tokens = 0
   splits_items = True
-  choices = {"aggregate": features_lib.AGGREGATES, "dtype": ("float32", "bfloat16")}
+  choices = {"aggregate": features_lib.AGGREGATES, "user_aggregate": features_lib.OF_USERS,
+             "dtype": ("float32", "bfloat16")}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
@@ -136,8 +145,8 @@ class Caser(nn.Module):
     # Filters have places: an item must stand at the same one however many columns were cut.
     padded = jnp.pad(items, ((0, 0), (self.max_len - length, 0)))
     x, user = Embed(self.num_items, self.num_users, self.item_width, self.user_width, self.fields,
-                    dtype, self.features, self.aggregate, self.item_dropout, name="embed")(
-                      padded, users, tables, train=train)
+                    dtype, self.features, self.aggregate, self.item_dropout, self.user_features,
+                    self.user_aggregate, name="embed")(padded, users, tables, train=train)
     out = {"embedded": x}
     found = []
     if self.vertical:
@@ -182,6 +191,7 @@ class Caser(nn.Module):
   def check(self):
     """Raises UserError where sizes do not fit together."""
     features_lib.check(self)
+    features_lib.check_users(self, self.user_width)
     if min(self.vertical, self.horizontal) < 0 or not self.vertical + self.horizontal:
       raise errors.UserError(f"config.model: vertical={self.vertical} and horizontal="
                              f"{self.horizontal} leave Caser no filter")
@@ -196,6 +206,7 @@ class Caser(nn.Module):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     return {**layers.embed_rows(self.user_width, self.fields),
             **features_lib.row_tables(self.features),
+            **features_lib.user_row_tables(self.user_features),
             "out/W2": ("output", 0), "out/b2": ("output", 0)}
 
   def transfer_rules(self, mode):
@@ -206,9 +217,11 @@ class Caser(nn.Module):
     """
     names = (["user"] * bool(self.user_width) + ["item"] * self.transfer_items
              + [re.escape(field) for field, *_ in self.fields])
-    carried = [rf"embed/({'|'.join(names)})/embedding"] * bool(names)
+    carried = [*[rf"embed/({'|'.join(names)})/embedding"] * bool(names),
+               *features_lib.leaves(self.features),
+               *features_lib.leaves(self.user_features, "embed/user_features")]
     return {
       "none": (),
-      "embedding": tuple((leaf, r"\g<0>") for leaf in carried + features_lib.leaves(self.features)),
+      "embedding": tuple((leaf, r"\g<0>") for leaf in carried),
       "model": ((r"(embed|conv_v|conv_h_\d+)/.*", r"\g<0>"),),
     }.get(mode)

@@ -66,10 +66,16 @@ class CoNet(pairwise.PairModel, nn.Module):
   factors: int = 8  # width of the last layer
   num_layers: int = 3  # the first is [p; q], 2^num_layers times as wide
   initializer: str = "small"
+  features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
+  aggregate: str = "sum"
+  item_dropout: float = 0.0  # how often an item has to do without its own vector
+  user_features: tuple = ()  # likewise, of users
+  user_aggregate: str = "sum"
   dtype: str = "float32"
   fields = ()
   objectives = ("cross_pair",)
-  choices = {"initializer": pairwise.INITIALIZERS, "dtype": ("float32", "bfloat16")}
+  choices = {"initializer": pairwise.INITIALIZERS, "dtype": ("float32", "bfloat16"),
+             **pairwise.PairModel.known_choices}
   costly = True
 
   @nn.compact
@@ -80,13 +86,13 @@ class CoNet(pairwise.PairModel, nn.Module):
     Args:
       items: int32 [B, T]; only T counts, for `positions`.
       users: int32 [B]; 0 is an unknown user.
-      tables: {"companion": int32 [U + 1]}, an item of the other domain for each user, 0 for none.
+      tables: {"companion": int32 [U + 1]}, an item of the other domain for each user, 0 for none;
+        and what is known of items and users, see `recjax.models.features`.
       companions: int32 [B], items to take instead.
       there: score items of the other domain; companions are then of the run's own.
       positions: see `neumf.NeuMF`, as for `candidates` and `readout`.
-      train: not looked at: there is no dropout.
+      train: whether items lose their own vectors (`item_dropout`).
     """
-    del train
     cast = lambda tree: jax.tree.map(lambda x: x.astype(self.dtype), tree)
     widths = tuple(self.factors << (self.num_layers - i) for i in range(self.num_layers + 1))
     half = widths[0] // 2
@@ -95,10 +101,12 @@ class CoNet(pairwise.PairModel, nn.Module):
     towers = [cast(Tower(widths, self.initializer, name=name)()) for name in ("here", "there")]
     (mine, (out, shift)), (others, _) = towers[::-1] if there else towers
     cross = cast(Cross(widths, self.initializer, name="cross")()) if self.cross else None
-    person = pairwise.of_users(table["user"], users)
+    person = self.known.users(pairwise.of_users(table["user"], users), users, tables,
+                              num_users=self.num_users)
+    item = self.known.items(table["item"], tables, num_items=self.num_items, train=train)
     if companions is None:
       companions = jnp.take(tables["companion"], users, axis=0)
-    beside = jnp.take(table["item"], companions, axis=0) * (companions > 0)[:, None]
+    beside = jnp.take(item, companions, axis=0) * (companions > 0)[:, None]
     beside = jnp.concatenate([person, beside.astype(person.dtype)], -1)  # c_0, [B, widths[0]]
 
     # W [p; q] = W_p p + W_q q: what does not depend on i is computed once, not once a pair.
@@ -108,7 +116,7 @@ class CoNet(pairwise.PairModel, nn.Module):
       x["other"] = beside @ others[0][0] + others[0][1] + person @ cross[0][:half]
 
     def describe(ids):
-      rows = jnp.take(table["item"], ids, axis=0)
+      rows = jnp.take(item, ids, axis=0)
       found = {"mine": rows @ mine[0][0][half:]}
       return found if cross is None else {**found, "other": rows @ cross[0][half:]}
 
@@ -132,17 +140,20 @@ class CoNet(pairwise.PairModel, nn.Module):
     if min(self.factors, self.num_layers) < 1:
       raise errors.UserError("config.model: factors and num_layers must be at least 1, not "
                              f"{(self.factors, self.num_layers)}")
+    self.check_known()
 
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
-    return {f"embed/{name}/embedding": (name, 0) for name in ("user", "item")}
+    own = {f"embed/{name}/embedding": (name, 0) for name in ("user", "item")}
+    return own | self.known_rows()
 
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode, or None for an unknown mode.
 
-    "embedding" carries the users' vectors, "model" all but the output layers.
+    "embedding" carries the users' vectors and what is made of what is known, "model" all but the
+    output layers.
     """
-    return {"none": (), "embedding": (("embed/user/embedding", r"\g<0>"),),
+    return {"none": (), "embedding": (("embed/user/embedding", r"\g<0>"), *self.known_rules()),
             "model": ((r".*/output/.*", None), (".*", r"\g<0>"))}.get(mode)
 
 

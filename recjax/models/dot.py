@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from recjax import errors
-from recjax.models import features as features_lib
 from recjax.models import pairwise
 
 VARIANTS = {
@@ -28,30 +27,31 @@ class Dot(pairwise.PairModel, nn.Module):
   num_users: int  # U
   factors: int = 8  # W
   bilinear: bool = False
-  user_features: tuple = ()  # `features.Spec`s of what is aggregated with the users' own vectors
+  features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
+  aggregate: str = "sum"
+  item_dropout: float = 0.0  # how often an item has to do without its own vector
+  user_features: tuple = ()  # likewise, of users
   user_aggregate: str = "sum"
   dtype: str = "float32"
   fields = ()
-  choices = {"dtype": ("float32", "bfloat16"), "user_aggregate": features_lib.OF_USERS}
+  choices = {"dtype": ("float32", "bfloat16"), **pairwise.PairModel.known_choices}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
                train=False):
     """Returns (scores of ids 0..N, {}); see `neumf.NeuMF` for arguments and shapes."""
-    del train
     dtype = jnp.dtype(self.dtype)
     rows = (("user", self.num_users, self.factors), ("item", self.num_items + 2, self.factors))
     table = {name: x.astype(dtype) for name, x in pairwise.Tables(rows, name="embed")().items()}
-    x = pairwise.of_users(table["user"], users)
-    if self.user_features:
-      x = features_lib.UserFeatures(self.user_features, self.user_aggregate, self.num_users, "bert",
-                                    dtype, name="user_features")(users, x, tables)
+    x = self.known.users(pairwise.of_users(table["user"], users), users, tables,
+                         num_users=self.num_users)
+    item = self.known.items(table["item"], tables, num_items=self.num_items, train=train)
     if self.bilinear:
       # Started at the identity: where plain matrix factorization stays.
       identity = lambda key, size: jnp.eye(size, dtype=jnp.float32)
       x = x @ self.param("bilinear", identity, self.factors).astype(dtype)
     return pairwise.score(
-      x, lambda ids: jnp.take(table["item"], ids, axis=0), pairwise.inner, cost=1,
+      x, lambda ids: jnp.take(item, ids, axis=0), pairwise.inner, cost=1,
       num_items=self.num_items, columns=items.shape[1], positions=positions, candidates=candidates,
       readout=readout), {}
 
@@ -59,19 +59,18 @@ class Dot(pairwise.PairModel, nn.Module):
     """Raises UserError where sizes do not fit together."""
     if self.factors < 1:
       raise errors.UserError(f"config.model: factors must be at least 1, not {self.factors}")
-    features_lib.check_users(self, self.factors)
+    self.check_known()
 
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     return {"embed/user/embedding": ("user", 0), "embed/item/embedding": ("item", 0),
-            **features_lib.user_row_tables(self.user_features, "user_features")}
+            **self.known_rows()}
 
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode, or None for an unknown mode.
 
-    "embedding" carries the users' vectors and what is made of what is known of them, "model"
-    everything.
+    "embedding" carries the users' vectors and what is made of what is known of users and items,
+    "model" everything.
     """
-    carried = ("embed/user/embedding", *features_lib.leaves(self.user_features, "user_features"))
-    return {"none": (), "embedding": tuple((leaf, r"\g<0>") for leaf in carried),
+    return {"none": (), "embedding": (("embed/user/embedding", r"\g<0>"), *self.known_rules()),
             "model": ((".*", r"\g<0>"),)}.get(mode)

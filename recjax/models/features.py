@@ -110,15 +110,15 @@ def leaves(schema, under="embed/features"):
   return [rf"{under}/{re.escape(spec.name)}/.*" for spec in schema]
 
 
-def row_tables(schema):
-  """Returns the `row_tables` of embed/features/: copies of given vectors, values, words."""
+def row_tables(schema, under="embed/features"):
+  """Returns the `row_tables` below `under`: copies of given vectors, values, words."""
   leaves = {"given": ("vectors", "item"), "attribute": ("values/embedding", None),
             "text": ("words/embedding", None)}
   out = {}
   for spec in schema:
     leaf, vocabulary = leaves[spec.kind]
     if spec.kind != "given" or spec.trained:
-      out[f"embed/features/{spec.name}/{leaf}"] = (vocabulary or f"feature/{spec.name}", 0)
+      out[f"{under}/{spec.name}/{leaf}"] = (vocabulary or f"feature/{spec.name}", 0)
   return out
 
 

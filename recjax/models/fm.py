@@ -7,7 +7,9 @@ contributes is gathered first: with features F of the item,
 
     y = w_0 + w_u + <v_u, V> + sum_{F} w_i + (|V|^2 - sum_{F} |v_i|^2) / 2,   V = sum_{F} v_i
 
-by Lemma 3.1, in O(|F| k) a pair. Without attributes that is matrix factorization with biases.
+by Lemma 3.1, in O(|F| k) a pair. Without attributes that is matrix factorization with biases. With
+`features` (texts, given vectors) v of the item, and with `user_features` v of the user, is
+aggregated with what is known of it: it is no row of its own and adds no weight w.
 """
 
 import functools
@@ -33,8 +35,13 @@ class FM(pairwise.PairModel, nn.Module):
   num_users: int  # U
   fields: tuple = ()  # (name, rows, width, slots) of item attributes; their width is `factors`
   factors: int = 8  # k
+  features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
+  aggregate: str = "sum"
+  item_dropout: float = 0.0  # how often an item has to do without its own vector
+  user_features: tuple = ()  # likewise, of users
+  user_aggregate: str = "sum"
   dtype: str = "float32"
-  choices = {"dtype": ("float32", "bfloat16")}
+  choices = {"dtype": ("float32", "bfloat16"), **pairwise.PairModel.known_choices}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
@@ -43,14 +50,16 @@ class FM(pairwise.PairModel, nn.Module):
 
     `tables` are {field: int32 [N + 2, slots]}, the attribute ids of every item id.
     """
-    del train
     rows = {"user": self.num_users, "item": self.num_items + 2,
             **{name: size for name, size, _, _ in self.fields}}
     own = lambda name, width: {key: x.astype(self.dtype) for key, x in pairwise.Tables(
       tuple((key, size, width) for key, size in rows.items()), name=name)().items()}
     vectors, weights = own("embed", self.factors), own("linear", 1)
     bias = self.param("bias", nn.initializers.zeros_init(), ()).astype(self.dtype)
-    x = {"vector": pairwise.of_users(vectors["user"], users),
+    vectors["item"] = self.known.items(vectors["item"], tables, num_items=self.num_items,
+                                       train=train)
+    x = {"vector": self.known.users(pairwise.of_users(vectors["user"], users), users, tables,
+                                    num_users=self.num_users),
          "constant": pairwise.of_users(weights["user"], users) + bias}
 
     def describe(ids):
@@ -80,6 +89,7 @@ class FM(pairwise.PairModel, nn.Module):
     """Raises UserError where sizes do not fit together."""
     if self.factors < 1:
       raise errors.UserError(f"config.model: factors must be at least 1, not {self.factors}")
+    self.check_known()
     for name, _, width, _ in self.fields:
       if width != self.factors:
         raise errors.UserError("config.model: fm multiplies vectors of all features, so that field "
@@ -88,13 +98,16 @@ class FM(pairwise.PairModel, nn.Module):
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     vectors = layers.embed_rows(self.factors, self.fields)
-    return vectors | {name.replace("embed/", "linear/"): row for name, row in vectors.items()}
+    weights = {name.replace("embed/", "linear/"): row for name, row in vectors.items()}
+    return vectors | weights | self.known_rows()
 
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode, or None for an unknown mode.
 
-    "embedding" carries the vectors and weights of users and attributes, "model" everything.
+    "embedding" carries the vectors and weights of users and attributes, and what is made of what
+    is known, "model" everything.
     """
     names = "|".join(["user", *(re.escape(field) for field, *_ in self.fields)])
-    return {"none": (), "embedding": ((rf"(embed|linear)/({names})/embedding", r"\g<0>"),),
+    own = (rf"(embed|linear)/({names})/embedding", r"\g<0>")
+    return {"none": (), "embedding": (own, *self.known_rules()),
             "model": ((".*", r"\g<0>"),)}.get(mode)

@@ -33,18 +33,22 @@ class GMF(nn.Module):
   num_users: int
   factors: int
   initializer: str
+  known: pairwise.Known
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, users):
+  def __call__(self, users, tables, *, train=False):
     """Returns (users' side [B, W], describe, function) of `pairwise.Pairs`."""
     cast = lambda x: x.astype(self.dtype)
     user = cast(pairwise.Table(self.num_users, self.factors, name="user")())
     item = cast(pairwise.Table(self.num_items + 2, self.factors, name="item")())
+    item = self.known.items(item, tables, num_items=self.num_items, train=train)
+    person = self.known.users(pairwise.of_users(user, users), users, tables,
+                              num_users=self.num_users)
     kernel, bias = map(cast, pairwise.Affine(self.factors, 1, self.initializer, is_output=True,
                                              name="output")())
     # h . (p * q) = (h * p) . q: an inner product.
-    return (pairwise.of_users(user, users) * kernel[:, 0], lambda ids: jnp.take(item, ids, axis=0),
+    return (person * kernel[:, 0], lambda ids: jnp.take(item, ids, axis=0),
             lambda x, rows: pairwise.inner(x, rows) + bias)
 
 
@@ -55,15 +59,19 @@ class MLP(nn.Module):
   factors: int
   num_layers: int
   initializer: str
+  known: pairwise.Known
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, users):
+  def __call__(self, users, tables, *, train=False):
     """Returns (users' side [B, W], describe, function) of `pairwise.Pairs`."""
     cast = lambda x: x.astype(self.dtype)
     widths = [self.factors << (self.num_layers - 1 - i) for i in range(self.num_layers)]
     user = cast(pairwise.Table(self.num_users, widths[0], name="user")())
     item = cast(pairwise.Table(self.num_items + 2, widths[0], name="item")())
+    item = self.known.items(item, tables, num_items=self.num_items, train=train)
+    person = self.known.users(pairwise.of_users(user, users), users, tables,
+                              num_users=self.num_users)
     inputs, dense = 2 * widths[0], []
     for index, width in enumerate(widths):
       weights = pairwise.Affine(inputs, width, self.initializer, name=f"dense_{index}")()
@@ -80,8 +88,7 @@ class MLP(nn.Module):
       for kernel, bias in rest:
         z = nn.relu(z @ kernel + bias)
       return (z @ out)[..., 0] + shift
-    return (pairwise.of_users(user, users) @ mine + bias,
-            lambda ids: jnp.take(item, ids, axis=0) @ theirs, function)
+    return person @ mine + bias, lambda ids: jnp.take(item, ids, axis=0) @ theirs, function
 
 
 class NeuMF(pairwise.PairModel, nn.Module):
@@ -96,9 +103,15 @@ class NeuMF(pairwise.PairModel, nn.Module):
   factors: int = 8  # f, "predictive factors"
   num_layers: int = 3  # L of MLP
   initializer: str = "he"
+  features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
+  aggregate: str = "sum"
+  item_dropout: float = 0.0  # how often an item has to do without its own vector
+  user_features: tuple = ()  # likewise, of users
+  user_aggregate: str = "sum"
   dtype: str = "float32"
   fields = ()
-  choices = {"initializer": pairwise.INITIALIZERS, "dtype": ("float32", "bfloat16")}
+  choices = {"initializer": pairwise.INITIALIZERS, "dtype": ("float32", "bfloat16"),
+             **pairwise.PairModel.known_choices}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
@@ -108,23 +121,24 @@ class NeuMF(pairwise.PairModel, nn.Module):
     Args:
       items: int32 [B, T]; only T counts, for `positions`.
       users: int32 [B]; 0 is an unknown user.
-      tables: not looked at, as is `train`: there is no dropout.
+      tables: what is known of items and users, see `recjax.models.features`.
       positions: int32 [S, C], which rows to score: flat positions in each of S equal runs of rows.
         None scores every row.
       candidates: tuple of int32 [S, C or 1, K], the ids to score; None scores all.
       readout: a function of `pairwise.Pairs` [S, C], whose answer comes back instead.
+      train: whether items lose their own vectors (`item_dropout`).
 
     Scores have shape [S, C, N + 1], or [B, 1, N + 1] without `positions`; with `candidates` they
     are a tuple of [S, C, K].
     """
-    del tables, train
     common = dict(num_items=self.num_items, num_users=self.num_users, factors=self.factors,
-                  initializer=self.initializer, dtype=jnp.dtype(self.dtype))
+                  initializer=self.initializer, known=self.known, dtype=jnp.dtype(self.dtype))
     found = {}
     if "gmf" in self.parts:
-      found["gmf"] = GMF(**common, name="gmf")(users)
+      found["gmf"] = GMF(**common, name="gmf")(users, tables, train=train)
     if "mlp" in self.parts:
-      found["mlp"] = MLP(**common, num_layers=self.num_layers, name="mlp")(users)
+      found["mlp"] = MLP(**common, num_layers=self.num_layers, name="mlp")(
+        users, tables, train=train)
 
     def function(x, rows):
       return sum(part(x[name], rows[name]) for name, (_, _, part) in found.items())
@@ -146,21 +160,25 @@ class NeuMF(pairwise.PairModel, nn.Module):
     if min(self.factors, self.num_layers) < 1:
       raise errors.UserError("config.model: factors and num_layers must be at least 1, not "
                              f"{(self.factors, self.num_layers)}")
+    self.check_known()
 
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
-    return {f"{part}/{name}/embedding": (name, 0) for part in self.parts
-            for name in ("user", "item")}
+    own = {f"{part}/{name}/embedding": (name, 0) for part in self.parts
+           for name in ("user", "item")}
+    known = [self.known_rows(f"{part}/") for part in self.parts]
+    return own | {leaf: rows for found in known for leaf, rows in found.items()}
 
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode, or None for an unknown mode.
 
-    "embedding" carries the users' vectors, "model" all but the output layers, "fusion" a GMF and an
-    MLP, the two sources, into a NeuMF that averages their logits.
+    "embedding" carries the users' vectors and what is made of what is known, "model" all but the
+    output layers, "fusion" a GMF and an MLP, the two sources, into a NeuMF that averages their
+    logits.
     """
     rules = {
       "none": (),
-      "embedding": ((r".*/user/embedding", r"\g<0>"),),
+      "embedding": ((r".*/user/embedding", r"\g<0>"), *self.known_rules("(gmf|mlp)/")),
       "model": ((r".*/output/.*", None), (".*", r"\g<0>")),
       "fusion": ((r"gmf/output/.*", r"\g<0>", {"scale": 0.5}), (r"gmf/.*", r"\g<0>"),
                  (r"mlp/output/.*", r"\g<0>", {"source": 1, "scale": 0.5}),

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from recjax import errors
+from recjax.models import features as features_lib
 from recjax.models import layers
 from recjax.models import patches
 from recjax.models import sequence_embed
@@ -105,7 +106,10 @@ class NextItNet(nn.Module):
   num_items: int  # N
   num_users: int  # U
   fields: tuple = ()  # (name, rows, width, slots) of item attributes that are concatenated
-  item_width: int = 64  # C, with the attributes
+  features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
+  aggregate: str = "concat"
+  item_dropout: float = 0.0  # how often an item has to do without its own vector
+  item_width: int = 64  # C, with the attributes and what `concat` adds
   num_layers: int = 8  # blocks
   dilations: tuple = (1, 4)  # of their first convolutions, over and over; the second's are twice it
   kernel: int = 3
@@ -119,10 +123,10 @@ class NextItNet(nn.Module):
   dtype: str = "float32"
   user_width = 0
   extra_tokens = 0
-  features = user_features = ()
+  user_features = ()
   initializer = "peterrec"
   choices = {"output": layers.OUTPUTS, "patch": patches.CONVOLUTIONAL,
-             "dtype": ("float32", "bfloat16")}
+             "aggregate": features_lib.AGGREGATES, "dtype": ("float32", "bfloat16")}
 
   @property
   def objectives(self):
@@ -144,7 +148,7 @@ class NextItNet(nn.Module):
       candidates: tuple of int32 [S, P or 1, K], ids to score there; None scores all.
       readout: a function of `catalog.Scores` [S, P], whose answer comes back instead.
       pool: whether the vectors at a run's `positions` are added up and scored as one, P = 1.
-      train: unused: there is no dropout.
+      train: whether items lose their own vectors (`item_dropout`).
 
     Scores have shape [S, P, N + 1], or [B, T, N + 1] without `positions`; with `candidates` they
     are a tuple of [S, P, K].
@@ -153,8 +157,10 @@ class NextItNet(nn.Module):
     embed = sequence_embed.SequenceEmbed(
       num_items=self.num_items, num_users=self.num_users, max_len=self.max_len,
       item_width=self.item_width, user_width=0, fields=self.fields, places=False, dropout=0.0,
-      initializer="bert", dtype=dtype, name="embed")
-    x = embed(items, users, tables, train=train)
+      initializer="bert", dtype=dtype, schema=self.features, aggregate=self.aggregate,
+      item_dropout=self.item_dropout, name="embed")
+    vectors, table = embed.vectors(items, tables, whole=self.output != "untied", train=train)
+    x = embed(items, users, tables, vectors=vectors, train=train)
     out = {"embedded": x}
     block = dict(kernel=self.kernel, causal=self.causal, patch=self.patch,
                  patch_width=self.patch_width or max(x.shape[-1] // 8, 1),
@@ -164,7 +170,7 @@ class NextItNet(nn.Module):
     if positions is not None:
       x = layers.select(x, positions)
     return layers.score_items(
-      x.sum(1, keepdims=True) if pool else x, embed.item.embedding, output=self.output,
+      x.sum(1, keepdims=True) if pool else x, table, output=self.output,
       num_items=self.num_items, labels=self.labels, initializer=self.initializer, dtype=dtype,
       candidates=candidates, readout=readout), out
 
@@ -179,6 +185,7 @@ class NextItNet(nn.Module):
                              f"{self.num_layers} and {self.dilations}")
     if not self.causal and self.kernel % 2 == 0:
       raise errors.UserError(f"config.model: kernel={self.kernel} has no middle; make it odd")
+    features_lib.check(self)
     if self.output != "untied" and self.fields:
       raise errors.UserError(f"config.model: output={self.output} scores against items of "
                              "item_width alone; set output=untied, or leave out the attributes")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from recjax import catalog
+from recjax.models import features as features_lib
 from recjax.models import layers
 
 INITIALIZERS = ("he", "small")
@@ -165,12 +166,63 @@ def score(x, describe, function, *, cost, num_items, columns, positions, candida
   return catalog.read(pairs, candidates, readout)
 
 
+@dataclasses.dataclass(frozen=True)
+class Known:
+  """What is known of items and users beside their own vectors; see `recjax.models.features`.
+
+  Modules that call these hold the parameters, as features/ and user_features/.
+  """
+  features: tuple = ()  # `features.Spec`s of items
+  aggregate: str = "sum"
+  item_dropout: float = 0.0
+  user_features: tuple = ()  # `features.Spec`s of users
+  user_aggregate: str = "sum"
+
+  def items(self, table, tables, *, num_items, train):
+    """Returns [R, W], the vectors of all rows: their own, [R, W], with what is known of them."""
+    if not self.features:
+      return table
+    return features_lib.Features(
+      self.features, self.aggregate, num_items, "bert", table.dtype, self.item_dropout,
+      name="features")(jnp.zeros(0, jnp.int32), table, tables, whole=True, train=train)[1]
+
+  def users(self, own, users, tables, *, num_users):
+    """Returns [B, W] of users int32 [B] and their own vectors [B, W]."""
+    if not self.user_features:
+      return own
+    return features_lib.UserFeatures(
+      self.user_features, self.user_aggregate, num_users, "bert", own.dtype,
+      name="user_features")(users, own, tables)
+
+
 class PairModel:
   """Defaults of the contract that `recjax.models` describes, for models of pairs."""
   max_len = 1  # an example is one interaction
   extra_tokens = 0
   objectives = ("pair",)
   costly = False
+  known_choices = {"aggregate": features_lib.OF_USERS, "user_aggregate": features_lib.OF_USERS}
+
+  @property
+  def known(self):
+    """Returns the `Known` of the model's fields of the same names."""
+    return Known(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Known)})
+
+  def check_known(self):
+    """Raises UserError where the fields of `Known` do not fit together."""
+    features_lib.check(self)
+    features_lib.check_users(self, self.factors)
+
+  def known_rows(self, under=""):
+    """Returns the `row_tables` of features/ and user_features/, below `under`."""
+    return {**features_lib.row_tables(self.features, f"{under}features"),
+            **features_lib.user_row_tables(self.user_features, f"{under}user_features")}
+
+  def known_rules(self, under=""):
+    """Returns the rules that carry what is made of what is known."""
+    return tuple((leaf, r"\g<0>") for leaf in (
+      *features_lib.leaves(self.features, f"{under}features"),
+      *features_lib.leaves(self.user_features, f"{under}user_features")))
 
   def example_inputs(self):
     """Returns inputs that start the parameters, as small as can be."""
