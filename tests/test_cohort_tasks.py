@@ -34,6 +34,7 @@ def _config(attribute, **fields):
   return config
 
 
+@pytest.mark.slow
 def test_tasks_of_other_labels_are_one_step_and_each_is_what_it_is_alone():
   configs = {0: _config("group"), 1: _config("kind", seed=3), 2: _config("some")}
   group, other = cohort_tasks.groups(experiment.build(configs[0]), configs)
