@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from recjax import collective, errors, trees
+from recjax import collective, errors, memory, trees
 
 DATA_AXIS = "data"
 MODEL_AXIS = collective.AXIS
@@ -24,8 +24,10 @@ def initialize(num_devices=None):
   one process. Must be called before anything else touches jax.
 
   On a CPU one device uses all cores for one product at a time; `num_devices` asks for several, each
-  with its share of the batch, which keeps the cores busier (launch/bench/README.md).
+  with its share of the batch, which keeps the cores busier (launch/bench/README.md). The memory of
+  a step is kept for the next one, see `recjax.memory`.
   """
+  memory.keep()
   if num_devices and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     try:
       jax.config.update("jax_num_cpu_devices", num_devices)

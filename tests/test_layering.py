@@ -3,7 +3,7 @@
 A module may import of recjax only what its row names (`data.*` is everything in data/, `*` is
 everything but `train`), and every module has a row: the most exact one that fits.
 
-    errors collective                   nothing
+    errors collective memory            nothing
     catalog                             collective
     trees spec clock                    errors
     digests                             trees
@@ -13,7 +13,7 @@ everything but `train`), and every module has a row: the most exact one that fit
     step                                errors trees state optim partition catalog
     sparse                              errors trees step
     transfer task_trees                 errors trees
-    partition                           errors trees collective
+    partition                           errors trees collective memory
     checkpoint                          errors trees digests task_trees
     optim                               errors trees spec
     statistics slices                   errors
@@ -68,7 +68,7 @@ MAX_LINES = 400
 ENTRIES = {"train", "cohort", "evaluate", "study", "recommend", "prepare", "export"}
 MAY_IMPORT = {
   "__init__": set(),
-  **dict.fromkeys(("errors", "collective"), set()),
+  **dict.fromkeys(("errors", "collective", "memory"), set()),
   "catalog": {"collective"},
   **dict.fromkeys(("trees", "spec", "clock", "cli", "statistics", "slices"), {"errors"}),
   **dict.fromkeys(("tables", "comparisons"), {"errors", "statistics", "slices",
@@ -84,7 +84,7 @@ MAY_IMPORT = {
   "sparse": {"errors", "trees", "step"},
   **dict.fromkeys(("transfer", "task_trees"), {"errors", "trees"}),
   "digests": {"trees"},
-  "partition": {"errors", "trees", "collective"},
+  "partition": {"errors", "trees", "collective", "memory"},
   "checkpoint": {"errors", "trees", "digests", "task_trees"},
   "optim": {"errors", "trees", "spec"},
   "report": {"errors", "record", "slices", "statistics", "comparisons", "claims", "tables",
