@@ -20,6 +20,7 @@ VERDICTS = {"better": "#0072B2", "worse": "#D55E00", "undecided": "#777777"}
 STYLES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 TOGETHER = 8  # rows that one panel of learning curves can hold
+UNLIKE = 20  # times more steps than another row
 _SLICES = {"history": (slices.HISTORY, "by train items of the user"),
            "popularity": (slices.POPULARITY, "by popularity of the held-out item")}
 
@@ -75,7 +76,7 @@ def quality(report):
     axis.plot(*zip(*front, strict=True), color="#999999", linewidth=0.9, zorder=0)
     _quality_axis(axis, group)
   handles = [plt.Line2D([], [], marker="o", linestyle="none", label=name or "all", **_look(place))
-             for name, place in families.items()]
+             for name, place in families.items()] * (len(families) > 1)
   handles += [plt.Line2D([], [], marker=MARKS[place % len(MARKS)], linestyle="none", label=name,
                          color="#666666") for name, place in ways.items()]
   figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8.5)
@@ -261,6 +262,7 @@ def learning_curves(report):
         members.index((name, row)))
       _curve(axis, row["curve"], row["metric"], name, place)
     _curve_axis(axis, members[0][1]["metric"], left=axis in axes[:, 0] or not shared)
+    _step_axis(axis, [row["curve"]["steps"] for _, row in members])
     axis.set_title(title or "without a baseline", fontsize=10) if len(groups) > 1 else None
     if len(groups) > 1:
       axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, fontsize=8,
@@ -307,9 +309,17 @@ def _curve_axis(axis, metric, *, left):
     axis.set_ylabel(f"validation {tables.metric_name(metric)}{unit}")
   axis.tick_params(labelsize=8.5)
   axis.grid(color="#dddddd", linewidth=0.6)
-  axis.xaxis.set_major_locator(ticker.MaxNLocator(6))
-  axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
   axis.spines[["top", "right"]].set_visible(False)
+
+
+def _step_axis(axis, curves):
+  """Makes steps readable: on a logarithmic axis where rows do not count them on one scale."""
+  lengths = [steps[-1] for steps in curves]
+  if max(lengths) > UNLIKE * min(lengths) and min(steps[0] for steps in curves) > 0:
+    axis.set_xscale("log")
+  else:
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(6))
+  axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
 
 
 def _titled(figure, report, subtitle):
