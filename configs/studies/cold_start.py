@@ -13,7 +13,8 @@ domain and was trained on other users' choices in the target (PeterRec's task), 
 a pre-training on the source, and with the pre-training frozen but for adapters; and what their
 neighbors in the source chose in the target. Slices by a user's target history: cold (0), 1-3, 4-10.
 
-Not measured yet at any size. In `full` all items compete, so that cold ones have to pass those that
+`of=users,cpu` takes 35 minutes on one core (README.md has its numbers); `of=items` has not been run
+yet. In `full` all items compete, so that cold ones have to pass those that
 are popular: expect them below chance wherever popularity is most of what a model knows, and compare
 the rows in column 0 with popularity, which has nothing else.
 
