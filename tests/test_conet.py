@@ -1,5 +1,6 @@
 """CoNet: without connections it is two networks, with them its equations; two domains at once."""
 
+import dataclasses
 import functools
 
 import evaluator_data
@@ -193,10 +194,8 @@ def _data_dir():
   there = (np.asarray(data.items) - 1 + 40) % 70 + 1
   domain = np.zeros(len(data.in_domain), bool)
   domain[np.unique(there)] = True
-  sequences.save(folder / "beside", type(data)(**{
-    **{f: getattr(data, f) for f in ("user_ids", "item_ids", "offsets", "times", "splits",
-                                     "features")},
-    "manifest": manifest, "items": there.astype(np.int32), "in_domain": domain}))
+  sequences.save(folder / "beside", dataclasses.replace(
+    data, manifest=manifest, items=there.astype(np.int32), in_domain=domain))
   return str(folder)
 
 
