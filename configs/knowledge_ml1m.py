@@ -10,8 +10,8 @@
 
 `data=src` pre-trains on the source domain, `data=tgt` tunes on the cold target, where `fused` alone
 differs from configs/bert4rec_ml1m.py, `data=all` is leave-one-out on the whole. metrics.jsonl
-reports every part apart. Weights are guesses; `sweep` has others. None of this has been run at
-length: configs/studies/knowledge.py asks what it gains.
+reports every part apart. Weights are guesses; `sweep` has others. What
+it gains is the question of configs/studies/knowledge.py.
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DATA
     python -m recjax.prepare --config=configs/data/ml1m_kg.py --raw_dir=RAW --data_dir=DATA

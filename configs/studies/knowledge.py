@@ -7,8 +7,8 @@ what was pre-trained alone. With `vectors=FILE` also vectors of the graph's own 
 input, in source and target, beside the same model without pre-training.
 
 Full size: five seeds with a pre-training each, for a GPU or TPU. `:cpu`: one pre-training a row on
-the last 30 movies of a user, 15 epochs, tuned with three seeds: 19 runs, 26 with `vectors`. Not run
-yet; about 20 minutes of one core, estimated from the steps of configs/studies/table2.py:cpu.
+the last 30 movies of a user, 15 epochs, tuned with three seeds: 19 runs, 26 with `vectors`, which
+take 55 minutes on one core (README.md has the numbers).
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DIR
     python -m recjax.prepare --config=configs/data/ml1m_kg.py --raw_dir=RAW --data_dir=DIR
