@@ -3,6 +3,8 @@
 import ml_collections
 from ml_collections import config_dict
 
+from recjax import errors
+
 
 def get_config():
   """Returns the defaults. Fields that are None are off, or left to the model's variant."""
@@ -87,3 +89,14 @@ def get_config():
 
   config.log = dict(every_steps=100, every_epochs=config_dict.placeholder(float), tensorboard=True)
   return config
+
+
+def exported(name, path, *, argument):
+  """Returns `model.features` (or `user_features`) NAME of the vectors that recjax.export wrote.
+
+  Raises:
+    UserError: there is no `path`, which the config's `argument` needs.
+  """
+  if not path:
+    raise errors.UserError(f"{argument} needs vectors=FILE, which recjax.export has written")
+  return ((name, {"kind": "given", "path": path, "standardize": True}),)

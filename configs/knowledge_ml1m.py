@@ -10,8 +10,8 @@
 
 `data=src` pre-trains on the source domain, `data=tgt` tunes on the cold target, where `fused` alone
 differs from configs/bert4rec_ml1m.py, `data=all` is leave-one-out on the whole. metrics.jsonl
-reports every part apart. Weights are guesses; `sweep` has others. What
-it gains is the question of configs/studies/knowledge.py.
+reports every part apart. Weights are guesses; `sweep` has others. What it
+gains is the question of configs/studies/knowledge.py.
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DATA
     python -m recjax.prepare --config=configs/data/ml1m_kg.py --raw_dir=RAW --data_dir=DATA
@@ -39,6 +39,7 @@ Arguments: know (above), data=src|tgt|all, size=full|cpu, vectors=FILE, g=gate|c
 """
 
 from configs import bert4rec_ml1m
+from configs import common
 from recjax import errors
 from recjax import spec
 
@@ -70,10 +71,7 @@ def get_config(arg=None):
     config.objective.name = "mix"
     config.objective.mix.parts = (("masked_item", 1.0), *parts)
   if arg.know == "fused":
-    if not arg.vectors:
-      raise errors.UserError("know=fused needs vectors=FILE, which recjax.export has written")
-    config.model.features = (
-      ("knowledge", {"kind": "given", "path": arg.vectors, "standardize": True}),)
+    config.model.features = common.exported("knowledge", arg.vectors, argument="know=fused")
     config.model.aggregate = arg.g
   return config
 

@@ -53,10 +53,7 @@ def get_config(arg=None):
   if arg.social in ("users", "vectors"):
     config.model.user_width = 32
   if arg.social == "vectors":
-    if not arg.vectors:
-      raise errors.UserError("social=vectors needs vectors=FILE, which recjax.export has written")
-    config.model.user_features = (
-      ("friends", {"kind": "given", "path": arg.vectors, "standardize": True}),)
+    config.model.user_features = common.exported("friends", arg.vectors, argument="social=vectors")
   if small:
     config.model.update(item_width=32, hidden=128, max_len=25)
     config.total_epochs = 50.0

@@ -14,9 +14,9 @@ a pre-training on the source, and with the pre-training frozen but for adapters;
 neighbors in the source chose in the target. Slices by a user's target history: cold (0), 1-3, 4-10.
 
 `of=users,cpu` takes 35 minutes on one core (README.md has its numbers); `of=items` has not been run
-yet. In `full` all items compete, so that cold ones have to pass those that
-are popular: expect them below chance wherever popularity is most of what a model knows, and compare
-the rows in column 0 with popularity, which has nothing else.
+yet. In `full` all items compete, so that cold ones have to pass those that are popular: expect them
+below chance wherever popularity is most of what a model knows, and compare the rows in column 0
+with popularity, which has nothing else.
 
 `:cpu`, one seed each: of items, 6 runs of 10 epochs on the last 50 items of a user; of users, 6
 runs of 10 epochs. Data that were prepared before texts were kept must be prepared again.
@@ -29,8 +29,6 @@ runs of 10 epochs. Data that were prepared before texts were kept must be prepar
 
 Arguments: of=items|users, cpu.
 """
-
-import ml_collections
 
 from configs import content_ml1m
 from configs.studies import common
@@ -46,14 +44,11 @@ def get_config(arg=None):
   arg = spec.parse_arg(arg, of="items", cpu=False)
   describe = errors.choose({"items": _items, "users": _users}, arg.of, "of")
   size = "cpu" if arg.cpu else "full"
-  config = ml_collections.ConfigDict()
-  config.title = f"Cold {arg.of} on MovieLens-1M (size {size})"
-  config.data_dir = ""
-  config.prepare = common.prepare("ml1m")
-  config.seeds = (0,) if arg.cpu else (0, 1, 2)
-  config.overrides = (("total_epochs", 10.0), ("eval.every_epochs", 2.0)) if arg.cpu else ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("ndcg@10", "recall@10", "mrr")
+  config = common.study(
+    f"Cold {arg.of} on MovieLens-1M (size {size})",
+    prepare=common.prepare("ml1m"),
+    seeds=(0,) if arg.cpu else (0, 1, 2),
+    overrides=(("total_epochs", 10.0), ("eval.every_epochs", 2.0)) if arg.cpu else ())
   describe(config, size)
   return config
 

@@ -17,6 +17,27 @@ def prepare(name):
           " --data_dir={data_dir}")
 
 
+def study(title, *, prepare, seeds, headline=("ndcg@10", "recall@10", "mrr"), overrides=()):
+  """Returns the fields that every study has, of those that recjax/study_plan.py lists.
+
+  Args:
+    title: heading of the report.
+    prepare: command that prepares the data, with {data_dir}.
+    seeds: of the runs that do not say otherwise.
+    headline: metrics of the table.
+    overrides: ((field, value), ...) of all runs.
+  """
+  config = ml_collections.ConfigDict()
+  config.title = title
+  config.data_dir = ""
+  config.prepare = prepare
+  config.seeds = seeds
+  config.overrides = overrides
+  config.bootstrap_draws = 10_000
+  config.headline = headline
+  return config
+
+
 def transfer_study(title, *, prepare, source, target, seeds, source_seeds=None):
   """Returns a study of {none, embedding, model} x {NIP, MIP} pre-training, tuned with NIP.
 
@@ -28,15 +49,7 @@ def transfer_study(title, *, prepare, source, target, seeds, source_seeds=None):
     seeds: of the fine-tuning runs.
     source_seeds: of the pre-training that each of `seeds` starts from (default: the same ones).
   """
-  config = ml_collections.ConfigDict()
-  config.title = title
-  config.data_dir = ""
-  config.prepare = prepare
-  config.seeds = seeds
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("ndcg@10", "recall@10", "mrr")
-
+  config = study(title, prepare=prepare, seeds=seeds)
   source_seeds = source_seeds or seeds
   config.runs = {"none": _tune(target)}
   for task, objective in (("nip", "next_item"), ("mip", "masked_item")):

@@ -12,8 +12,6 @@ user, 6 epochs, 36 runs.
     python -m recjax.study --config=configs/studies/content.py:cpu --workdir=W --config.data_dir=DIR
 """
 
-import ml_collections
-
 from configs.studies import common
 from recjax import spec
 
@@ -29,15 +27,12 @@ def get_config(arg=None):
   """Returns the study's config; `arg` is "cpu" or nothing."""
   arg = spec.parse_arg(arg, cpu=False)
   size = "cpu" if arg.cpu else "full"
-  config = ml_collections.ConfigDict()
-  config.title = f"Content of movies, MovieLens-1M's target domain (size {size})"
-  config.data_dir = ""
-  config.prepare = common.prepare("ml1m")
-  config.seeds = (0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4)
-  config.overrides = (("total_epochs", 6.0), ("eval.every_epochs", 2.0), ("model.max_len", 20),
-                      ("eval.contexts", ("train",))) if arg.cpu else ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("ndcg@10", "recall@10", "mrr")
+  config = common.study(
+    f"Content of movies, MovieLens-1M's target domain (size {size})",
+    prepare=common.prepare("ml1m"),
+    seeds=(0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4),
+    overrides=(("total_epochs", 6.0), ("eval.every_epochs", 2.0), ("model.max_len", 20),
+               ("eval.contexts", ("train",))) if arg.cpu else ())
   path = f"configs/content_ml1m.py:data=tgt,size={size}"
   config.runs = {"ids": {"config": path, "overrides": (("model.features", ()),
                                                        ("model.aggregate", None))}}
@@ -49,15 +44,15 @@ def get_config(arg=None):
     config.runs[how] = {"config": f"{path},features=text+genre,of=title+plot,g={how}"}
     config.rows += ((f"plots and genres: {how}", how),)
   config.baseline = "ids"
+  encoders = ("cnn", "bigru", "transformer")
   config.comparisons = (
     ("ids – popularity", "ids", "popularity"),
-    *((f"plots: {run} – word average", run, "plot") for run in ("cnn", "bigru", "transformer")),
+    *((f"plots: {run} – word average", run, "plot") for run in encoders),
     *((f"plots and genres: {how} – sum", how, "sum") for how in JOINED[1:]))
   config.claims = (
-    ("What is known of movies helps", tuple((run, "ids") for _, run, _ in READ)
-     + tuple((how, "ids") for how in JOINED)),
+    ("What is known of movies helps", tuple((run, "ids") for _, run in config.rows[1:])),
     ("Encoders of documents are better than averages of words",
-     tuple((run, "plot") for run in ("cnn", "bigru", "transformer"))))
+     tuple((run, "plot") for run in encoders)))
   config.published = {}
   config.notes = """\
 - Words and encoders are learned with the model, from nothing: vectors of a language model would

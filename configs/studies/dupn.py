@@ -17,8 +17,6 @@ three seeds of each arm, single tasks once, 12 runs; how long they take is not k
 been run.
 """
 
-import ml_collections
-
 from configs import dupn_ml1m
 from configs.studies import common
 from recjax import errors
@@ -34,16 +32,13 @@ def get_config(arg=None):
   size = "cpu" if arg.cpu else "full"
   old = [task for task in dupn_ml1m.TASKS if task != arg.new]
   name = lambda task: dupn_ml1m.TASKS[task]
-  config = ml_collections.ConfigDict()
-  config.title = f"DUPN on MovieLens-1M, new task {name(arg.new)} (size {size})"
-  config.data_dir = ""
-  config.prepare = common.prepare("ml1m")
-  config.seeds = (0, 1, 2)
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
   metric = dupn_ml1m.METRICS[name(arg.new)]
-  config.headline = ("accuracy", "auc", "mrr") if metric == "accuracy" else (
-    "auc", "accuracy", "mrr")
+  config = common.study(
+    f"DUPN on MovieLens-1M, new task {name(arg.new)} (size {size})",
+    prepare=common.prepare("ml1m"),
+    seeds=(0, 1, 2),
+    headline=("accuracy", "auc", "mrr") if metric == "accuracy" else (
+      "auc", "accuracy", "mrr"))
 
   path = f"configs/dupn_ml1m.py:size={size},tasks="
   sources = config.seeds[:1] if arg.cpu else config.seeds

@@ -10,8 +10,6 @@ Not run yet.
       --config.data_dir=DIR
 """
 
-import ml_collections
-
 from configs.studies import common
 from recjax import spec
 
@@ -25,14 +23,11 @@ def get_config(arg=None):
   """Returns the study's config; see the module's docstring for `arg`."""
   arg = spec.parse_arg(arg, cpu=False, seeds=1)
   size = "cpu" if arg.cpu else "full"
-  config = ml_collections.ConfigDict()
-  config.title = f"Recommendation functions on MovieLens-1M (size {size})"
-  config.data_dir = ""
-  config.prepare = common.prepare("ml1m")
-  config.seeds = tuple(range(arg.seeds))
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("recall@10", "ndcg@10", "mrr")
+  config = common.study(
+    f"Recommendation functions on MovieLens-1M (size {size})",
+    prepare=common.prepare("ml1m"),
+    seeds=tuple(range(arg.seeds)),
+    headline=("recall@10", "ndcg@10", "mrr"))
   path = "configs/pair_ml1m.py:size={size},{rest}"
   config.runs = {run: {"config": path.format(size=size, rest=rest)} for _, run, rest in ROWS}
   config.runs.neumf_pretrained = {"config": path.format(size=size, rest="model=neumf"),

@@ -8,8 +8,6 @@ TransR is trained from TransE (`margin`), as its authors do.
     python -m recjax.study --config=configs/studies/kge.py:cpu --workdir=W --config.data_dir=DATA
 """
 
-import ml_collections
-
 from configs.studies import common
 from recjax import spec
 
@@ -22,14 +20,11 @@ def get_config(arg=None):
   """Returns the study's config; `arg` is "cpu" or nothing."""
   arg = spec.parse_arg(arg, cpu=False)
   size = "cpu" if arg.cpu else "full"
-  config = ml_collections.ConfigDict()
-  config.title = f"Knowledge-graph embeddings on WN18RR (size {size})"
-  config.data_dir = ""
-  config.prepare = common.prepare("wn18rr")
-  config.seeds = (0,) if arg.cpu else (0, 1, 2)
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("mrr", "hits@1", "hits@3", "hits@10", "mr")
+  config = common.study(
+    f"Knowledge-graph embeddings on WN18RR (size {size})",
+    prepare=common.prepare("wn18rr"),
+    seeds=(0,) if arg.cpu else (0, 1, 2),
+    headline=("mrr", "hits@1", "hits@3", "hits@10", "mr"))
   path = f"configs/kge.py:size={size}"
   config.runs = {name: {"config": f"{path},{name}"} for name in TITLES if name != "adversarial"}
   config.runs["adversarial"] = {"config": f"{path},transe,loss=adversarial"}

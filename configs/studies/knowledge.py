@@ -18,8 +18,6 @@ take 55 minutes on one core (README.md has the numbers).
 For `knowledge.py:cpu,vectors=movies.npz` the file is made as configs/knowledge_ml1m.py says.
 """
 
-import ml_collections
-
 from configs.studies import common
 from recjax import spec
 
@@ -30,14 +28,10 @@ TITLES = {"none": "MIP", "joint": "MIP + graph", "attributes": "MIP + attributes
 def get_config(arg=None):
   """Returns the study's config; see the module's docstring for `arg`."""
   arg = spec.parse_arg(arg, cpu=False, vectors="")
-  config = ml_collections.ConfigDict()
-  config.title = f"Knowledge-enhanced pre-training on MovieLens-1M (size {_size(arg)})"
-  config.data_dir = ""
-  config.prepare = f"{common.prepare('ml1m')} and {common.prepare('ml1m_kg')}"
-  config.seeds = (0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4)
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("ndcg@10", "recall@10", "mrr")
+  config = common.study(
+    f"Knowledge-enhanced pre-training on MovieLens-1M (size {_size(arg)})",
+    prepare=f"{common.prepare('ml1m')} and {common.prepare('ml1m_kg')}",
+    seeds=(0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4))
   config.runs = {"none": {"config": _path(arg, "none", "tgt")}}
   config.rows, config.baselines = (("no pre-training", "none"),), {}
   for know, title in TITLES.items():

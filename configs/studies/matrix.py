@@ -33,8 +33,6 @@ Each list is an argument, with + between names: `matrix.py:cpu,tasks=age+occupat
 Tasks that differ in the label alone (gender, age, occupation) are trained in one program.
 """
 
-import ml_collections
-
 from configs.studies import common
 from recjax import errors
 from recjax import spec
@@ -76,13 +74,13 @@ def get_config(arg=None):
            "tasks": TASKS}
   chosen = {name: _chosen(name, arg[name] or arg.cpu and CPU.get(name), known)
             for name, known in every.items()}
-  config = ml_collections.ConfigDict()
-  config.title = f"Transfer matrix on MovieLens-1M (size {'cpu' if arg.cpu else 'full'})"
-  config.data_dir = ""
-  config.prepare = common.prepare("ml1m")
-  config.seeds = (0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4)
-  config.overrides = (("eval.contexts", ("train",)),)
-  config.bootstrap_draws = 2_000 if arg.cpu else 10_000
+  config = common.study(
+    f"Transfer matrix on MovieLens-1M (size {'cpu' if arg.cpu else 'full'})",
+    prepare=common.prepare("ml1m"),
+    seeds=(0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4),
+    overrides=(("eval.contexts", ("train",)),))
+  if arg.cpu:
+    config.bootstrap_draws = 2_000
   config.cohort_size = 15  # What differs in seed, source or task alone is one program.
   config.runs, config.baselines, config.rows, config.comparisons = {}, {}, (), ()
   grid = _Grid(config, small=arg.cpu)

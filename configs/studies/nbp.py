@@ -11,8 +11,6 @@ pre-trained once a task and fine-tuned with three seeds, 8 runs. Neither has bee
     python -m recjax.study --config=configs/studies/nbp.py:cpu --workdir=W --config.data_dir=DIR
 """
 
-import ml_collections
-
 from configs.studies import common
 from recjax import spec
 
@@ -21,14 +19,11 @@ def get_config(arg=None):
   """Returns the study's config; `arg` is "cpu" or nothing."""
   arg = spec.parse_arg(arg, cpu=False)
   size = "cpu" if arg.cpu else "full"
-  config = ml_collections.ConfigDict()
-  config.title = f"Next-basket pre-training on Ta-Feng (size {size})"
-  config.data_dir = ""
-  config.prepare = common.prepare("tafeng")
-  config.seeds = (0, 1, 2)
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("ndcg@10", "recall@10", "f1@5", "hit@5")
+  config = common.study(
+    f"Next-basket pre-training on Ta-Feng (size {size})",
+    prepare=common.prepare("tafeng"),
+    seeds=(0, 1, 2),
+    headline=("ndcg@10", "recall@10", "f1@5", "hit@5"))
 
   tune = f"configs/nbp_tafeng.py:phase=tune,size={size}"
   sources = config.seeds[:1] if arg.cpu else config.seeds

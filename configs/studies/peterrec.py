@@ -14,8 +14,6 @@ CPU core (README.md has its numbers); the others have not been run.
 biases and prefixes in place of PeterRec's patches.
 """
 
-import ml_collections
-
 from configs.studies import common
 from recjax import spec
 
@@ -30,15 +28,12 @@ def get_config(arg=None):
   size = "cpu" if arg.cpu else "full"
   patches = TRANSFORMER if arg.backbone in ("sasrec", "bert4rec") else CONVOLUTIONAL
   path = f"configs/peterrec_ml1m.py:backbone={arg.backbone},size={size}"
-  config = ml_collections.ConfigDict()
-  config.title = f"PeterRec on MovieLens-1M: {arg.task}, {arg.backbone} backbone (size {size})"
-  config.data_dir = ""
-  config.prepare = common.prepare("ml1m")
-  config.seeds = (0, 1, 2, 3, 4)
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("ndcg@10", "recall@10", "mrr") if arg.task == "items" else (
-    "accuracy", "macro_f1")
+  config = common.study(
+    f"PeterRec on MovieLens-1M: {arg.task}, {arg.backbone} backbone (size {size})",
+    prepare=common.prepare("ml1m"),
+    seeds=(0, 1, 2, 3, 4),
+    headline=("ndcg@10", "recall@10", "mrr") if arg.task == "items" else (
+      "accuracy", "macro_f1"))
 
   sources = config.seeds[:1] if arg.cpu else config.seeds
   config.runs = {"backbone": {"config": path, "seeds": sources}}

@@ -14,8 +14,6 @@ TPU. `:cpu`: one pre-training for all seeds, 10 runs; how long they take is not 
 been run.
 """
 
-import ml_collections
-
 from configs.studies import common
 from recjax import spec
 
@@ -24,14 +22,11 @@ def get_config(arg=None):
   """Returns the study's config; `arg` is "cpu" or nothing."""
   arg = spec.parse_arg(arg, cpu=False)
   size = "cpu" if arg.cpu else "full"
-  config = ml_collections.ConfigDict()
-  config.title = f"BERT4SessRec on MovieLens-1M (size {size})"
-  config.data_dir = ""
-  config.prepare = common.prepare("ml1m")
-  config.seeds = (0, 1, 2)
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("auc",)
+  config = common.study(
+    f"BERT4SessRec on MovieLens-1M (size {size})",
+    prepare=common.prepare("ml1m"),
+    seeds=(0, 1, 2),
+    headline=("auc",))
 
   path = f"configs/bert4sessrec_ml1m.py:size={size},stage="
   sources = config.seeds[:1] if arg.cpu else config.seeds

@@ -10,8 +10,6 @@ MLP++, CoNet and SCoNet, which learn both domains at once. `data=food_kitchen` (
       --config.data_dir=DIR
 """
 
-import ml_collections
-
 from configs.studies import common
 from recjax import errors
 from recjax import spec
@@ -25,14 +23,11 @@ def get_config(arg=None):
   arg = spec.parse_arg(arg, cpu=False, data="food_kitchen", seeds=3)
   size = "cpu" if arg.cpu else "full"
   title = errors.choose(TITLES, arg.data, "data")
-  config = ml_collections.ConfigDict()
-  config.title = f"Shallow transfer, {title} (size {size})"
-  config.data_dir = ""
-  config.prepare = common.prepare("douban" if arg.data == "douban" else "food_kitchen")
-  config.seeds = tuple(range(arg.seeds))
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("recall@10", "ndcg@10", "mrr")
+  config = common.study(
+    f"Shallow transfer, {title} (size {size})",
+    prepare=common.prepare("douban" if arg.data == "douban" else "food_kitchen"),
+    seeds=tuple(range(arg.seeds)),
+    headline=("recall@10", "ndcg@10", "mrr"))
   path = f"configs/conet.py:data={arg.data},size={size},model={{model}}"
   config.runs = {
     "mlp": {"config": path.format(model="mlp")},

@@ -13,8 +13,6 @@ three seeds.
 Arguments: data=lastfm_friends|ciao_trust, cpu.
 """
 
-import ml_collections
-
 from configs.studies import common
 from recjax import errors
 from recjax import spec
@@ -29,14 +27,11 @@ def get_config(arg=None):
   """Returns the study's config; see the module's docstring for `arg`."""
   arg = spec.parse_arg(arg, cpu=False, data="lastfm_friends")
   size = "cpu" if arg.cpu else "full"
-  config = ml_collections.ConfigDict()
-  config.title = f"Social embeddings: {errors.choose(TITLES, arg.data, 'data')} (size {size})"
-  config.data_dir = ""
-  config.prepare = common.prepare(arg.data)
-  config.seeds = (0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4)
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("auc", "mrr", "hits@10")
+  config = common.study(
+    f"Social embeddings: {errors.choose(TITLES, arg.data, 'data')} (size {size})",
+    prepare=common.prepare(arg.data),
+    seeds=(0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4),
+    headline=("auc", "mrr", "hits@10"))
   def run(model, **fields):
     return {"config": f"configs/social.py:{model},data={arg.data},size={size}",
             "overrides": tuple(fields.items())}

@@ -16,8 +16,6 @@ with `vectors`.
 For `social_pretraining.py:cpu,vectors=users.npz` the file is made as configs/social_lastfm.py says.
 """
 
-import ml_collections
-
 from configs.studies import common
 from recjax import spec
 
@@ -30,14 +28,10 @@ def get_config(arg=None):
   """Returns the study's config; see the module's docstring for `arg`."""
   arg = spec.parse_arg(arg, cpu=False, vectors="")
   size = "cpu" if arg.cpu else "full"
-  config = ml_collections.ConfigDict()
-  config.title = f"Social-relation-enhanced pre-training on LastFM (size {size})"
-  config.data_dir = ""
-  config.prepare = f"{common.prepare('lastfm')} and {common.prepare('lastfm_friends')}"
-  config.seeds = (0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4)
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("ndcg@10", "recall@10", "mrr")
+  config = common.study(
+    f"Social-relation-enhanced pre-training on LastFM (size {size})",
+    prepare=f"{common.prepare('lastfm')} and {common.prepare('lastfm_friends')}",
+    seeds=(0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4))
   config.runs = {run: {"config": f"configs/social_lastfm.py:social={run},size={size}"}
                  for _, run in ROWS}
   config.rows = ROWS

@@ -12,8 +12,6 @@ pre-trained once a model and fine-tuned with five seeds.
     python -m recjax.study --config=configs/studies/table3.py:cpu --workdir=W --config.data_dir=DIR
 """
 
-import ml_collections
-
 from configs.studies import common
 from recjax import spec
 
@@ -25,14 +23,11 @@ def get_config(arg=None):
   """Returns the study's config; `arg` is "cpu" or nothing."""
   arg = spec.parse_arg(arg, cpu=False)
   size = "cpu" if arg.cpu else "full"
-  config = ml_collections.ConfigDict()
-  config.title = f"Table 3: rating prediction on MovieLens-1M (size {size})"
-  config.data_dir = ""
-  config.prepare = common.prepare("ml1m")
-  config.seeds = (0, 1, 2, 3, 4)
-  config.overrides = ()
-  config.bootstrap_draws = 10_000
-  config.headline = ("rmse", "mae", "user_rmse")
+  config = common.study(
+    f"Table 3: rating prediction on MovieLens-1M (size {size})",
+    prepare=common.prepare("ml1m"),
+    seeds=(0, 1, 2, 3, 4),
+    headline=("rmse", "mae", "user_rmse"))
 
   config.runs, config.baselines = {}, {}
   rows, comparisons = [], []

@@ -205,8 +205,7 @@ class Caser(nn.Module):
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     return {**layers.embed_rows(self.user_width, self.fields),
-            **features_lib.row_tables(self.features),
-            **features_lib.user_row_tables(self.user_features),
+            **features_lib.known_rows(self),
             "out/W2": ("output", 0), "out/b2": ("output", 0)}
 
   def transfer_rules(self, mode):
@@ -218,8 +217,7 @@ class Caser(nn.Module):
     names = (["user"] * bool(self.user_width) + ["item"] * self.transfer_items
              + [re.escape(field) for field, *_ in self.fields])
     carried = [*[rf"embed/({'|'.join(names)})/embedding"] * bool(names),
-               *features_lib.leaves(self.features),
-               *features_lib.leaves(self.user_features, "embed/user_features")]
+               *features_lib.known_leaves(self)]
     return {
       "none": (),
       "embedding": tuple((leaf, r"\g<0>") for leaf in carried),

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from recjax import errors
+from recjax.models import features as features_lib
 from recjax.models import pairwise
 
 VARIANTS = {
@@ -101,9 +102,7 @@ class CoNet(pairwise.PairModel, nn.Module):
     towers = [cast(Tower(widths, self.initializer, name=name)()) for name in ("here", "there")]
     (mine, (out, shift)), (others, _) = towers[::-1] if there else towers
     cross = cast(Cross(widths, self.initializer, name="cross")()) if self.cross else None
-    person = self.known.users(pairwise.of_users(table["user"], users), users, tables,
-                              num_users=self.num_users)
-    item = self.known.items(table["item"], tables, num_items=self.num_items, train=train)
+    person, item = self.known.vectors(table["user"], table["item"], users, tables, train=train)
     if companions is None:
       companions = jnp.take(tables["companion"], users, axis=0)
     beside = jnp.take(item, companions, axis=0) * (companions > 0)[:, None]
@@ -145,7 +144,7 @@ class CoNet(pairwise.PairModel, nn.Module):
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     own = {f"embed/{name}/embedding": (name, 0) for name in ("user", "item")}
-    return own | self.known_rows()
+    return own | features_lib.known_rows(self, "")
 
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode, or None for an unknown mode.

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from recjax import errors
+from recjax.models import features as features_lib
 from recjax.models import pairwise
 
 VARIANTS = {
@@ -43,9 +44,7 @@ class Dot(pairwise.PairModel, nn.Module):
     dtype = jnp.dtype(self.dtype)
     rows = (("user", self.num_users, self.factors), ("item", self.num_items + 2, self.factors))
     table = {name: x.astype(dtype) for name, x in pairwise.Tables(rows, name="embed")().items()}
-    x = self.known.users(pairwise.of_users(table["user"], users), users, tables,
-                         num_users=self.num_users)
-    item = self.known.items(table["item"], tables, num_items=self.num_items, train=train)
+    x, item = self.known.vectors(table["user"], table["item"], users, tables, train=train)
     if self.bilinear:
       # Started at the identity: where plain matrix factorization stays.
       identity = lambda key, size: jnp.eye(size, dtype=jnp.float32)
@@ -64,7 +63,7 @@ class Dot(pairwise.PairModel, nn.Module):
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     return {"embed/user/embedding": ("user", 0), "embed/item/embedding": ("item", 0),
-            **self.known_rows()}
+            **features_lib.known_rows(self, "")}
 
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode, or None for an unknown mode.

@@ -105,12 +105,12 @@ def check(model):
                            "features beside those; replace has none to take")
 
 
-def leaves(schema, under="embed/features"):
+def leaves(schema, under):
   """Returns a regex each of the leaves of the providers: what means the same in any model."""
   return [rf"{under}/{re.escape(spec.name)}/.*" for spec in schema]
 
 
-def row_tables(schema, under="embed/features"):
+def row_tables(schema, under):
   """Returns the `row_tables` below `under`: copies of given vectors, values, words."""
   leaves = {"given": ("vectors", "item"), "attribute": ("values/embedding", None),
             "text": ("words/embedding", None)}
@@ -122,10 +122,22 @@ def row_tables(schema, under="embed/features"):
   return out
 
 
-def user_row_tables(schema, under="embed/user_features"):
+def user_row_tables(schema, under):
   """Returns the `row_tables` of what is known of users, values of attributes, below `under`."""
   return {f"{under}/{spec.name}/values/embedding": (f"user/feature/{spec.name}", 0)
           for spec in schema if spec.kind == "attribute"}
+
+
+def known_rows(model, under="embed/"):
+  """Returns the `row_tables` of a model's features/ and user_features/, below `under`."""
+  return {**row_tables(model.features, f"{under}features"),
+          **user_row_tables(model.user_features, f"{under}user_features")}
+
+
+def known_leaves(model, under="embed/"):
+  """Returns `leaves` of a model's features/ and user_features/, below `under`."""
+  return [*leaves(model.features, f"{under}features"),
+          *leaves(model.user_features, f"{under}user_features")]
 
 
 def check_users(model, width):

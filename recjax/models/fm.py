@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from recjax import errors
+from recjax.models import features as features_lib
 from recjax.models import layers
 from recjax.models import pairwise
 
@@ -56,10 +57,9 @@ class FM(pairwise.PairModel, nn.Module):
       tuple((key, size, width) for key, size in rows.items()), name=name)().items()}
     vectors, weights = own("embed", self.factors), own("linear", 1)
     bias = self.param("bias", nn.initializers.zeros_init(), ()).astype(self.dtype)
-    vectors["item"] = self.known.items(vectors["item"], tables, num_items=self.num_items,
-                                       train=train)
-    x = {"vector": self.known.users(pairwise.of_users(vectors["user"], users), users, tables,
-                                    num_users=self.num_users),
+    person, vectors["item"] = self.known.vectors(vectors["user"], vectors["item"], users, tables,
+                                                 train=train)
+    x = {"vector": person,
          "constant": pairwise.of_users(weights["user"], users) + bias}
 
     def describe(ids):
@@ -99,7 +99,7 @@ class FM(pairwise.PairModel, nn.Module):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     vectors = layers.embed_rows(self.factors, self.fields)
     weights = {name.replace("embed/", "linear/"): row for name, row in vectors.items()}
-    return vectors | weights | self.known_rows()
+    return vectors | weights | features_lib.known_rows(self, "")
 
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode, or None for an unknown mode.

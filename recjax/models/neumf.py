@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from recjax import errors
+from recjax.models import features as features_lib
 from recjax.models import pairwise
 
 VARIANTS = {
@@ -42,9 +43,7 @@ class GMF(nn.Module):
     cast = lambda x: x.astype(self.dtype)
     user = cast(pairwise.Table(self.num_users, self.factors, name="user")())
     item = cast(pairwise.Table(self.num_items + 2, self.factors, name="item")())
-    item = self.known.items(item, tables, num_items=self.num_items, train=train)
-    person = self.known.users(pairwise.of_users(user, users), users, tables,
-                              num_users=self.num_users)
+    person, item = self.known.vectors(user, item, users, tables, train=train)
     kernel, bias = map(cast, pairwise.Affine(self.factors, 1, self.initializer, is_output=True,
                                              name="output")())
     # h . (p * q) = (h * p) . q: an inner product.
@@ -69,9 +68,7 @@ class MLP(nn.Module):
     widths = [self.factors << (self.num_layers - 1 - i) for i in range(self.num_layers)]
     user = cast(pairwise.Table(self.num_users, widths[0], name="user")())
     item = cast(pairwise.Table(self.num_items + 2, widths[0], name="item")())
-    item = self.known.items(item, tables, num_items=self.num_items, train=train)
-    person = self.known.users(pairwise.of_users(user, users), users, tables,
-                              num_users=self.num_users)
+    person, item = self.known.vectors(user, item, users, tables, train=train)
     inputs, dense = 2 * widths[0], []
     for index, width in enumerate(widths):
       weights = pairwise.Affine(inputs, width, self.initializer, name=f"dense_{index}")()
@@ -166,8 +163,9 @@ class NeuMF(pairwise.PairModel, nn.Module):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     own = {f"{part}/{name}/embedding": (name, 0) for part in self.parts
            for name in ("user", "item")}
-    known = [self.known_rows(f"{part}/") for part in self.parts]
-    return own | {leaf: rows for found in known for leaf, rows in found.items()}
+    for part in self.parts:
+      own |= features_lib.known_rows(self, f"{part}/")
+    return own
 
   def transfer_rules(self, mode):
     """Returns the rules of a transfer mode, or None for an unknown mode.

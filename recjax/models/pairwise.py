@@ -178,21 +178,26 @@ class Known:
   user_features: tuple = ()  # `features.Spec`s of users
   user_aggregate: str = "sum"
 
-  def items(self, table, tables, *, num_items, train):
-    """Returns [R, W], the vectors of all rows: their own, [R, W], with what is known of them."""
-    if not self.features:
-      return table
-    return features_lib.Features(
-      self.features, self.aggregate, num_items, "bert", table.dtype, self.item_dropout,
-      name="features")(jnp.zeros(0, jnp.int32), table, tables, whole=True, train=train)[1]
+  def vectors(self, user, item, users, tables, *, train):
+    """Returns (vectors of `users` [B, W], those of all items [N + 2, W]), with what is known.
 
-  def users(self, own, users, tables, *, num_users):
-    """Returns [B, W] of users int32 [B] and their own vectors [B, W]."""
-    if not self.user_features:
-      return own
-    return features_lib.UserFeatures(
-      self.user_features, self.user_aggregate, num_users, "bert", own.dtype,
-      name="user_features")(users, own, tables)
+    Args:
+      user: [U, W], the users' own.
+      item: [N + 2, W], the items' own.
+      users: int32 [B].
+      tables: see `features.Features`.
+      train: likewise.
+    """
+    people = of_users(user, users)
+    if self.user_features:
+      people = features_lib.UserFeatures(
+        self.user_features, self.user_aggregate, len(user), "bert", people.dtype,
+        name="user_features")(users, people, tables)
+    if self.features:
+      _, item = features_lib.Features(
+        self.features, self.aggregate, len(item) - 2, "bert", item.dtype, self.item_dropout,
+        name="features")(jnp.zeros(0, jnp.int32), item, tables, whole=True, train=train)
+    return people, item
 
 
 class PairModel:
@@ -213,16 +218,9 @@ class PairModel:
     features_lib.check(self)
     features_lib.check_users(self, self.factors)
 
-  def known_rows(self, under=""):
-    """Returns the `row_tables` of features/ and user_features/, below `under`."""
-    return {**features_lib.row_tables(self.features, f"{under}features"),
-            **features_lib.user_row_tables(self.user_features, f"{under}user_features")}
-
   def known_rules(self, under=""):
     """Returns the rules that carry what is made of what is known."""
-    return tuple((leaf, r"\g<0>") for leaf in (
-      *features_lib.leaves(self.features, f"{under}features"),
-      *features_lib.leaves(self.user_features, f"{under}user_features")))
+    return tuple((leaf, r"\g<0>") for leaf in features_lib.known_leaves(self, under))
 
   def example_inputs(self):
     """Returns inputs that start the parameters, as small as can be."""

@@ -295,8 +295,7 @@ class SequenceTransformer(nn.Module):
   def row_tables(self):
     """Returns {leaf name: (vocabulary, axis)} of the leaves whose rows stand for named things."""
     names = (layers.embed_rows(self.user_width, self.fields)
-             | features_lib.row_tables(self.features)
-             | features_lib.user_row_tables(self.user_features))
+             | features_lib.known_rows(self))
     if self.labels or self.output == "untied":
       scored = "label" if self.labels else "output"
       names.update({"head/scores/kernel": (scored, 1), "head/scores/bias": (scored, 0)})
@@ -313,9 +312,7 @@ class SequenceTransformer(nn.Module):
     names = ["user"] * bool(self.user_width) + [re.escape(field) for field, *_ in self.fields]
     if mode in ("model", "patch"):
       return patches.transfer_rules(self.patch)
-    return transfer_rules(mode, names, [
-      *features_lib.leaves(self.features),
-      *features_lib.leaves(self.user_features, "embed/user_features")])
+    return transfer_rules(mode, names, features_lib.known_leaves(self))
 
   def optim_rules(self, mode):
     """Returns rules of `recjax.optim` that a transfer mode adds: "patch" freezes the backbone.
