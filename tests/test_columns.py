@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recjax import errors
 from recjax.models import columns, layers, transformer
 from recjax.objectives import losses
 
 B, T, N, W = 6, 12, 50, 16
 SIZES = dict(num_items=N, num_users=B, item_width=W, user_width=0, num_layers=2, heads=2, hidden=32,
              max_len=T, dropout=0.0)
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def _batch(share, seed=0):
@@ -53,6 +53,26 @@ def test_columns_equal_rows(norm, causal):
   np.testing.assert_allclose(cols, rows, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), cols_grad, rows_grad)
   assert max(np.abs(x).max() for x in jax.tree.leaves(rows_grad)) > 0.1
+
+
+@pytest.mark.parametrize("norm,causal", [("pre", True), ("query", False)])
+def test_fused_attention_is_the_written_out_one(norm, causal):
+  kept = dict(norm=norm, causal=causal, heads=1, dropout=0.0)
+  (plain, plain_grad), = _losses(("rows",), **kept)
+  (fused, fused_grad), = _losses(("auto",), attention_kernel="fused", **kept)
+  np.testing.assert_allclose(fused, plain, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), fused_grad, plain_grad)
+
+
+def test_fused_attention_says_where_it_cannot_be(monkeypatch):
+  make = functools.partial(transformer.SequenceTransformer, **SIZES, attention_kernel="fused")
+  make().check()
+  with pytest.raises(errors.UserError, match="attention_kernel=fused is not there in columns"):
+    make(layout="columns").check()
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  with pytest.raises(errors.UserError, match="dtype=bfloat16"):
+    make().check()
+  make(dtype="bfloat16").check()
 
 
 @pytest.mark.parametrize("share,shards,room", [(0.9, 3, 24), (0.1, 1, 16)])
@@ -103,7 +123,7 @@ def test_gradients_with_dropout_are_those_of_the_same_masks():
   np.testing.assert_allclose((ahead - back) / (2 * step), slope, rtol=0.02)
 
 
-@pytest.mark.parametrize("layout", ["columns", "rows"])
+@pytest.mark.parametrize("layout", ["columns", pytest.param("rows", marks=pytest.mark.slow)])
 def test_recomputed_blocks_have_the_same_gradients_in_less_memory(layout):
   settings, params, x, keep = _encoder(0.3)
   settings["num_layers"], rows, length = 4, 16, 32

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from recjax.models import layers
 
 SITES = 5  # of dropout in a block
+ELSEWHERE = ("dtype", "initializer", "attention_kernel")  # what a block has, and columns have not
 
 
 def encode(params, x, keep, positions, *, settings, rng=None):
@@ -51,7 +52,7 @@ def encode(params, x, keep, positions, *, settings, rng=None):
     last = narrow and index == total - 1
     apply = functools.partial(_block, keep=keep, scored=scored if last else None, operand=operand,
                               causal=settings["causal"], **{k: v for k, v in block.items()
-                                                            if k not in ("dtype", "initializer")})
+                                                            if k not in ELSEWHERE})
     if settings["remat"]:
       apply = jax.checkpoint(apply)
     x = apply(params[f"block_{index}"], x, seeds=seeds)

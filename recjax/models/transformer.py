@@ -21,18 +21,22 @@ from recjax.models import layers
 from recjax.models import patches
 from recjax.models import sequence_embed
 
+KERNELS = ("written_out", "fused")
+
 
 class Attention(nn.Module):
   """Multi-head scaled dot-product attention, softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017).
 
   With a `source`, keys and values come from there and nothing is projected afterwards, as in the
-  released code of Kang & McAuley 2018.
+  released code of Kang & McAuley 2018. The kernel "fused" is cuDNN's on a GPU and XLA's elsewhere;
+  only "written_out" has dropout on the weights.
   """
   heads: int
   dropout: float
   initializer: str
   dtype: jnp.dtype
   patch: patches.Patch = patches.NONE
+  kernel: str = "written_out"
 
   @nn.compact
   def __call__(self, x, mask, *, source=None, train):
@@ -47,11 +51,16 @@ class Attention(nn.Module):
                              project(source, width, name="value")], axis=-1)
     query, key, value = jnp.moveaxis(
       qkv.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)  # [B, T, H, d]
-    scores = jnp.einsum("bthd,bshd->bhts", query, key) / math.sqrt(width // self.heads)
-    scores = jnp.where(mask, scores.astype(jnp.float32), layers.MASKED_SCORE)
-    weights = nn.softmax(scores).astype(self.dtype)
-    weights = layers.Dropout(self.dropout)(weights, train=train)
-    mixed = jnp.einsum("bhts,bshd->bthd", weights, value)
+    if self.kernel == "fused":
+      mixed = jax.nn.dot_product_attention(
+        query, key, value, mask=jnp.broadcast_to(mask, (batch, 1, length, length)),
+        implementation="cudnn" if jax.default_backend() == "gpu" else "xla")
+    else:
+      scores = jnp.einsum("bthd,bshd->bhts", query, key) / math.sqrt(width // self.heads)
+      scores = jnp.where(mask, scores.astype(jnp.float32), layers.MASKED_SCORE)
+      weights = nn.softmax(scores).astype(self.dtype)
+      weights = layers.Dropout(self.dropout)(weights, train=train)
+      mixed = jnp.einsum("bhts,bshd->bthd", weights, value)
     if self.patch.kind == "prefix":
       mixed = mixed + patches.Prefix(self.patch.size, self.dtype, name="patch_prefix")(query)
     mixed = mixed.reshape(batch, length, width)
@@ -94,6 +103,7 @@ class Block(nn.Module):
   initializer: str = "torch"
   dtype: jnp.dtype = jnp.float32
   patch: patches.Patch = patches.NONE
+  attention_kernel: str = "written_out"  # one of `KERNELS`
 
   @nn.compact
   def __call__(self, x, mask, *, train):
@@ -103,7 +113,7 @@ class Block(nn.Module):
         return y
       return y + patches.Bottleneck(self.patch.size, self.dtype, name=f"patch_{name}")(y)
     attend = lambda y, source=None: adapted("attention", Attention(
-      self.heads, self.attention_dropout, **start, name="attention")(
+      self.heads, self.attention_dropout, kernel=self.attention_kernel, name="attention", **start)(
         y, mask, source=source, train=train))
     feed = lambda y: adapted("mlp", FeedForward(
       self.hidden, self.act, self.hidden_dropout, **start, name="mlp")(y, train=train))
@@ -194,13 +204,14 @@ class SequenceTransformer(nn.Module):
   patch_scale: float = 1.0  # of LoRA, its a / r
   dtype: str = "float32"
   layout: str = "auto"  # of activations: rows, or columns, which are faster on a CPU
+  attention_kernel: str = "written_out"  # or fused: in rows, and without dropout on its weights
   remat: bool = False  # keep only the inputs of blocks for the backward pass
   splits_items = True
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
              "output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
              "patch": patches.TRANSFORMER, "aggregate": features_lib.AGGREGATES,
              "user_aggregate": features_lib.OF_USERS, "dtype": ("float32", "bfloat16"),
-             "layout": ("auto", "rows", "columns")}
+             "layout": ("auto", "rows", "columns"), "attention_kernel": KERNELS}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
@@ -242,7 +253,8 @@ class SequenceTransformer(nn.Module):
     block = dict(
       heads=self.heads, hidden=self.hidden, act=self.act, norm=self.norm, dropout=self.dropout,
       attention_dropout=self.dropout, hidden_dropout=self.dropout * self.hidden_dropout,
-      output_dropout=self.dropout * self.output_dropout, **common)
+      output_dropout=self.dropout * self.output_dropout, attention_kernel=self.attention_kernel,
+      **common)
     vectors, table = embed.vectors(items, tables, whole=self.output != "untied", train=train)
     x = embed(items, users, tables, vectors=vectors, train=train, **kinds)
     out = {"embedded": x}
@@ -270,9 +282,15 @@ class SequenceTransformer(nn.Module):
       dtype=jnp.dtype(self.dtype))
 
   def _in_columns(self):
-    fits = self.patch not in patches.ROWS_ONLY
     return self.layout == "columns" or (
-      self.layout == "auto" and fits and jax.default_backend() == "cpu")
+      self.layout == "auto" and not self._wants_rows() and jax.default_backend() == "cpu")
+
+  def _wants_rows(self):
+    """Returns the field and value that columns have not, or None."""
+    if self.patch in patches.ROWS_ONLY:
+      return f"patch={self.patch}"
+    kernel = self.attention_kernel
+    return None if kernel == "written_out" else f"attention_kernel={kernel}"
 
   def check(self):
     """Raises UserError where sizes do not fit together."""
@@ -283,9 +301,13 @@ class SequenceTransformer(nn.Module):
     if width % self.heads:
       raise errors.UserError(f"config.model: the width {width} (item, user and attributes "
                              f"together) does not split into {self.heads} heads")
-    if self.layout == "columns" and self.patch in patches.ROWS_ONLY:
-      raise errors.UserError(f"config.model: patch={self.patch} is not there in columns; set "
+    if self.layout == "columns" and self._wants_rows():
+      raise errors.UserError(f"config.model: {self._wants_rows()} is not there in columns; set "
                              "layout=rows or auto")
+    if (self.attention_kernel == "fused" and self.dtype != "bfloat16"
+        and jax.default_backend() == "gpu"):
+      raise errors.UserError("config.model: attention_kernel=fused is cuDNN's on a GPU, which "
+                             "wants dtype=bfloat16")
 
   def example_inputs(self):
     """Returns inputs that start the parameters, as small as can be."""
