@@ -3,6 +3,9 @@
 #
 #   bash launch/test.sh [pytest arguments]      such as: -k transfer, --slow, tests/test_spec.py
 #
+# Programs are compiled with few optimizations, since compiling is what takes the time; --optimized
+# compiles them as users do.
+#
 # Paths are relative to the repository's root; without one all of tests/ runs. A process a core, four
 # at most, share the files; -n 0 runs them in one (for --pdb).
 set -euo pipefail

@@ -16,10 +16,14 @@ sys.path.insert(0, str(ROOT))
 
 def pytest_addoption(parser):
   parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+  parser.addoption("--optimized", action="store_true", help="compile everything as users do")
 
 
 def pytest_configure(config):
   config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
+  # Programs of tests are tiny, their time is compilation. Commands that tests start inherit this.
+  if not config.getoption("--optimized"):
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 def pytest_collection_modifyitems(config, items):
@@ -46,11 +50,11 @@ def _forget_programs():
     sys.modules["jax"].clear_caches()
 
 
-@pytest.fixture(scope="module")
-def compile_quickly():
-  """For files whose time is compilation and whose programs are tiny."""
+@pytest.fixture
+def compiled_for_users():
+  """For claims that hold of the very program that users run, such as equal bits."""
   import jax  # Not at the top: many files need no jax.
   before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
+  jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", before)

@@ -26,8 +26,6 @@ from recjax import (
 )
 from recjax.data import batches, sequences
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 N, B, L = 9, 4, 5
 OURS = dict(widths=(6, 4, 6))
 TABLES = {"item_rating": jnp.linspace(2, 4, N)}
@@ -327,6 +325,7 @@ def _rated(seed, *, name="small", in_domain=range(1, 8), users=24):
   return dataclasses.replace(data, manifest=manifest, ratings=level.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_a_run_takes_what_the_source_has_learned(tmp_path):
   domains = {"src": range(8, 15), "tgt": range(1, 8)}
   for name, domain in domains.items():

@@ -15,7 +15,6 @@ from recjax.data import auxiliary, graphs, sequences
 from recjax.models import auxiliary as modules
 from recjax.objectives import friends, margin_ranking
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 ITEM = "embed/item/embedding"
 
 

@@ -15,8 +15,6 @@ SMALL = {"num_layers": 1, "item_width": 8, "hidden": 8, "max_len": 4, "dropout":
          "user_width": 0, "heads": 2, "factors": 4}
 RANKING = ("nextitnet", "caser", "dot", "neumf")  # by rows of a head, and by functions of pairs
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def _made(name):
   """Returns (model, tables, inputs) of a small model where OUT is barred."""

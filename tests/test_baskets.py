@@ -12,8 +12,6 @@ import tiny
 from recjax import catalog, errors, models, objectives, results, step, train, trees, transfer
 from recjax.data import sequences
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 N, B, L, T = 30, 60, 40, 16
 MASK, CLS, SEP = N + 1, N + 2, N + 3
 NAMES = models.MODELS["basket_bert"].objectives

@@ -17,7 +17,6 @@ from launch.bench import check, flops, gpu, processes, serving, settings, worklo
 from launch.bench.contestants import recjax_step, table
 from recjax import experiment
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 SIZE = workload.Size(layers=2, width=8, heads=2, hidden=12, max_len=6, batch=8)
 
 
@@ -140,7 +139,6 @@ def test_recjax_trains_and_counts_users_and_real_items(data_dir):
   assert all(s["examples"] == users for s in sums)
   assert all(s["tokens"] - extra * s["examples"] == tokens for s in sums)
   assert sums[-1]["loss"] / sums[-1]["weight"] < sums[0]["loss"] / sums[0]["weight"]
-
 
 SCRIPT = """
 import sys, time

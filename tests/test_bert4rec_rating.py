@@ -10,8 +10,6 @@ import pytest
 
 from recjax import errors, models, objectives, step, trees
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 N, U, B, T = 9, 5, 3, 6
 SMALL = dict(num_layers=1, item_width=4, rating_width=4, user_width=4, heads=2, hidden=8, max_len=8)
 TABLES = {"genre": jnp.asarray(np.arange(N + 2)[:, None] % 3, jnp.int32)}

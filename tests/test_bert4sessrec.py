@@ -11,7 +11,6 @@ import tiny_responses
 
 from recjax import errors, experiment, results, train, trees
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 HELD_OUT = {"held_out_items": (0.3, 0)}
 
 
@@ -32,7 +31,6 @@ def _model(read="mask"):
     inputs = {"items": items, "targets": targets, "users": jnp.zeros(len(items), jnp.int32)}
     return exp.apply_fn(params, inputs, None, head="click")
   return exp, params, jax.jit(ask)
-
 
 SESSIONS = np.array([[0, 0, 0, 0, 0, 5, 6, 7], [0, 0, 0, 0, 8, 9, 10, 11]])
 

@@ -23,8 +23,6 @@ SMALL = dict(name="caser", variant="survey", item_width=8, user_width=6, max_len
              horizontal=3, dropout=0.0, fields=FIELDS)
 W = 8 + 2 * 3
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @functools.cache
 def _model(**overrides):
@@ -242,6 +240,7 @@ def _config(dataset, **fields):
     "eval.every_steps": 6, "objective.name": "next_window", **fields})
 
 
+@pytest.mark.slow
 def test_a_run_of_one_task_starts_a_run_of_the_other(tmp_path):
   train.train_and_evaluate(_config("src", **{"objective.name": "masked_window"}), tmp_path / "src")
   report = train.train_and_evaluate(_config("tgt", **{

@@ -16,8 +16,6 @@ from recjax import catalog, models, objectives
 
 S, C, W, V = 2, 5, 4, 37  # V ids, of a table with two rows more
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def _blocks(monkeypatch, size):
   """Makes blocks of `size` scores (64 items at least), however few there are in all."""

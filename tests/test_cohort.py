@@ -27,8 +27,7 @@ from recjax import clock as clock_lib
 from recjax import setting as setting_lib
 from recjax import state as state_lib
 
-pytestmark = [pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-              pytest.mark.usefixtures("compile_quickly")]
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 MEMBERS = {"a": {"seed": 0}, "b": {"seed": 1}, "c": {"seed": 1, "optim.lr": 0.003}}
 FIELDS = {"num_devices": 1}
@@ -72,6 +71,7 @@ def test_a_member_is_the_run_that_it_would_be_alone():
       assert tiny.metric_rows(together)[key]["loss"] == pytest.approx(row["loss"], rel=1e-4), key
 
 
+@pytest.mark.slow
 def test_lanes_in_turn_take_the_steps_of_single_runs():
   configs = [tiny.config(**FIELDS), tiny.config(**FIELDS, seed=1, **{"optim.lr": 0.003})]
   setting = setting_lib.set_up(experiment.build(configs[0]))
@@ -164,6 +164,7 @@ def test_what_is_finished_stays_and_one_that_is_left_runs_alone(tmp_path, monkey
 
 # Members that end apart.
 
+@pytest.mark.slow
 def test_each_ends_in_its_own_way_and_disturbs_nobody(tmp_path, monkeypatch):
   source = {"transfer.checkpoint": str(_reference() / "b"), "transfer.mode": "model"}
   theirs = tiny.state(_reference() / "a")

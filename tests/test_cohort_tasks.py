@@ -19,8 +19,6 @@ from recjax import (
 )
 from recjax import state as state_lib
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 MODEL = {"model.name": "nextitnet", "model.variant": "nextitnet", "model.item_width": 8,
          "model.fields": (), "model.user_width": None, "model.num_layers": 1, "model.heads": None,
          "model.hidden": None, "model.dropout": None, "micro_batch": None, "num_devices": 1}

@@ -19,8 +19,6 @@ WORDS = np.array([[0, 0, 0], [1, 1, 2], [2, 0, 0], [3, 0, 0], [1, 3, 0], [0, 0, 
                   [0, 0, 0]])
 GIVEN = np.array([[0, 0], [1, 0], [1, 1], [0, 2], [5, 5], [-1, 0], [3, 1], [0, 0]], np.float32)
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def _vectors(ids, size, weights=1):
   """Returns [R, size + 1] by the definition: how much of each id a row holds."""

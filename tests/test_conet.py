@@ -19,8 +19,6 @@ USERS, COMPANIONS = np.array([1, 2, 6], np.int32), np.array([4, 9, 0], np.int32)
 SIZES = dict(factors=2, num_layers=3, num_items=N, num_users=U, field_rows={})
 TABLES = {"companion": np.array([0, 4, 9, 1, 1, 1, 0], np.int32)}
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def _model(variant="conet", **overrides):
   return models.make("conet", variant=variant, other="there", **{**SIZES, **overrides})

@@ -14,8 +14,6 @@ from recjax.data import metadata, sequences
 FEATURES = (("plot", {"kind": "text", "of": ("title", "genre"), "width": 4, "min_count": 1}),
             ("genre", {"kind": "attribute", "width": 2}))
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):

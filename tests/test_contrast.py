@@ -10,8 +10,6 @@ import tiny
 from recjax import errors, experiment, objectives, setting, train
 from recjax.objectives import contrast
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 N, T, B = 99, 12, 40
 LENGTHS = np.concatenate([[0, 1, 2], np.random.default_rng(0).integers(3, T + 1, B - 3)])
 ITEMS = np.where(np.arange(T) >= T - LENGTHS[:, None], np.arange(1, T + 1) + np.arange(B)[:, None],
@@ -20,7 +18,6 @@ ITEMS = np.where(np.arange(T) >= T - LENGTHS[:, None], np.arange(1, T + 1) + np.
 
 def _rows(array):
   return [row[row > 0].tolist() for row in np.asarray(array)]
-
 
 CROP, MASK, REORDER = (jax.jit(operator, static_argnums=rest) for operator, rest in (
   (contrast.crop, 2), (contrast.mask, (2, 3)), (contrast.reorder, 2)))
@@ -115,7 +112,6 @@ def test_cutting_between_groups_changes_nothing():
   parts = [_loss(_make(group=3), {name: v[i:i + 6] for name, v in inputs.items()},
                  x[:, i:i + 6].reshape(12, 3)) for i in (0, 6)]
   np.testing.assert_allclose(whole, np.sum(parts, 0), rtol=1e-6)
-
 
 CONTRAST = dict(append_mask=True, temperature=0.2)
 

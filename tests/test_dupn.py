@@ -13,7 +13,6 @@ import tiny_responses
 from recjax import errors, experiment, results, train, trees
 from recjax.models import dupn, layers
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 PRETRAIN = {"click": 1.0, "price_preference": 0.5}
 FROZEN = "(embed|lstm|attention)/.*"
 

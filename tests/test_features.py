@@ -29,8 +29,6 @@ PAIRS = {"dot": (dict(variant="dot", factors=4), {"embed": ""}),
          "neumf": (dict(variant="neumf", factors=2, num_layers=1), {"gmf": "gmf/", "mlp": "mlp/"}),
          "conet": (dict(variant="conet", other="there", factors=2, num_layers=1), {"embed": ""})}
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @functools.cache
 def _tables(extra_tokens=0):

@@ -6,7 +6,7 @@ import tiny
 
 from recjax import evaluate, recommend, train
 
-pytestmark = [pytest.mark.usefixtures("compile_quickly"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def test_a_run_ranks_the_new_domain_from_the_old_one(tmp_path):

@@ -13,7 +13,6 @@ from configs import social
 from recjax import analysis, errors, evaluate, export, recommend, report, results, train
 from recjax.data import graphs
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 MODELS = ("transe", "transh", "transr", "transd", "complex", "proje", "tucker")
 
 

@@ -13,8 +13,6 @@ from recjax import errors, objectives, spec
 from recjax.data import graph_prepare, graphs, kinds, sequences
 from recjax.objectives import links
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def prepare(raw_dir, data_dir, name="wn18rr", **fields):
   config = spec.load_config(str(test_prepare.ROOT / f"configs/data/{name}.py"))

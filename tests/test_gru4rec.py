@@ -12,8 +12,6 @@ from recjax import errors, models, trees
 N, U, T, B = 30, 5, 7, 3
 SIZES = dict(num_layers=2, item_width=6, hidden=6, max_len=T, dropout=0.0)
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @functools.cache
 def _model(variant="gru4rec", **overrides):

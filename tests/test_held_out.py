@@ -77,7 +77,7 @@ def test_a_mistake(pair, wanted):
     held_out.hold_out(pair[0], wanted)
 
 
-def test_full_ranking_leaves_out_what_users_own_and_slices_tell_cold_items(pair, compile_quickly):
+def test_full_ranking_leaves_out_what_users_own_and_slices_tell_cold_items(pair):
   before, after = pair
   plain, cold = (ranking.Ranking(data, protocols=("full",), ks=(10,), batch_size=64)
                  for data in pair)
@@ -98,7 +98,7 @@ def _by_hand(data, scores, user):
   return 1 / (1 + min(above(item) for item in wanted))
 
 
-def test_cold_items_are_ranked_among_themselves(pair, compile_quickly):
+def test_cold_items_are_ranked_among_themselves(pair):
   data, rng = pair[1], np.random.default_rng(0)
   scores = rng.permutation(61).astype(np.float32)
   wanted = [_by_hand(data, scores, user) for user in range(1, data.num_users + 1)]
@@ -113,7 +113,7 @@ def test_cold_items_are_ranked_among_themselves(pair, compile_quickly):
   assert known["cold"] == nothing["cold"] and known["full"] != nothing["full"]
 
 
-def test_cold_items_are_ranked_alike_in_blocks(pair, compile_quickly, monkeypatch):
+def test_cold_items_are_ranked_alike_in_blocks(pair, monkeypatch):
   data, scores = pair[1], np.random.default_rng(0).permutation(61).astype(np.float32)
   run = lambda: ranking.Ranking(data, protocols=("cold",), ks=(2,), batch_size=16).run(
     popularity._score, scores).values["train"]["cold"]

@@ -17,8 +17,6 @@ OWNED = {1: [0, 3, 19], 2: list(range(20))}  # users' places in the pool; user 2
 CASES = [("bce", "position"), ("gbce", "position"), ("gbce", "row"), ("gbce", "batch"),
          ("sampled_softmax", "row"), ("sampled_softmax", "position")]
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def _make(criterion, negatives="position", count=K, **kw):
   return objectives.make("causal_next_item", num_items=N, known=("causal_next_item",),

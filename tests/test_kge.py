@@ -14,7 +14,6 @@ from recjax import errors, models, optim, trees
 from recjax.models import graph_layers, translation, tucker
 
 E, R, D = 9, 3, 4
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 TRIPLES = np.array(list(itertools.product(range(E), range(R), range(E))), np.int32)
 
 

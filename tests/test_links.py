@@ -9,8 +9,6 @@ from recjax import errors
 from recjax.data import graphs
 from recjax.evaluators import links
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def plain_ranks(graph, table, split="test"):
   """Returns {kind: [n, 2]} of scores table[asks_head][given, relation, candidate], by loops."""

@@ -29,8 +29,7 @@ from recjax import (
   trees,
 )
 
-pytestmark = [pytest.mark.usefixtures("compile_quickly"),
-              pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 S, C, W, N = 2, 5, 4, 150  # ids 0..N, of a table of N + 2
 
 

@@ -26,9 +26,6 @@ KINDS = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 @functools.cache
 def _tables():
   table = np.random.default_rng(0).integers(0, 6, (MASK + 3, 2)).astype(np.int32)

@@ -17,8 +17,6 @@ SEEN = {  # train items by user; repeats, other domains, the first and the last 
   1: [1, 2, 3, 3, 1], 2: [], 3: [39, 38, 37, 4, 8], 4: [5, 17, 5, 29], 5: [4, 8, 12],
   6: DOMAIN[:-1].tolist(), 7: DOMAIN[1:].tolist(), 8: DOMAIN.tolist()}
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @functools.cache
 def _resident(pool):

@@ -13,8 +13,6 @@ from recjax.models import nextitnet
 N, T, B = 20, 12, 3
 SMALL = dict(item_width=16, num_layers=2, dilations=(1, 2), max_len=T)
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @functools.cache
 def _model(variant="nextitnet", **overrides):

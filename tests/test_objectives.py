@@ -24,9 +24,6 @@ RESIDENT = {"pool": POOL}
 NAMES = ("masked_item", "next_item", "causal_next_item")  # of items at positions
 
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 def _make(name, **kw):
   return objectives.make(name, num_items=N, known=(name,), **kw)
 

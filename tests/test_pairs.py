@@ -40,8 +40,6 @@ KINDS = {
   "fields": dict(name="fm", variant="fm", factors=4, fields=FIELDS),
 }
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def _model(kind, *, num_items=N, num_users=U, **overrides):
   return models.make(**{**KINDS[kind], **overrides}, num_items=num_items, num_users=num_users,
@@ -102,7 +100,6 @@ def _fm(p, user, item, genres=()):
   vector = lambda f: p["embed"][f[0]]["embedding"][f[1]]
   linear = sum(p["linear"][name]["embedding"][row, 0] for name, row in on)
   return p["bias"] + linear + sum(vector(a) @ vector(b) for a, b in itertools.combinations(on, 2))
-
 
 EQUATIONS = {
   "gmf": lambda p, u, i: _gmf(p["gmf"], u, i),

@@ -15,8 +15,6 @@ SMALL = dict(num_layers=1, item_width=8, heads=2, hidden=16, max_len=T, dropout=
 KINDS = {"bert4rec": dict(name="bert4rec", variant="survey_code", user_width=4),
          "kang": dict(name="sasrec", variant="kang")}
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @functools.cache
 def _model(kind="bert4rec", **overrides):

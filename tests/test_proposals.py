@@ -15,8 +15,6 @@ N, K = 60, 12
 POOL = np.arange(2, N + 1, 2, dtype=np.int32)  # the domain: even items
 COUNTS = np.random.default_rng(0).zipf(1.3, N + 1).clip(0, 500) - 1  # some occur never
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @functools.cache
 def _resident(power):

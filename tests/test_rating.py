@@ -12,8 +12,6 @@ from recjax import errors, objectives, spec
 from recjax.data import batches, prepare, ratings, sequences
 from recjax.evaluators import rating
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 N = 12
 
 

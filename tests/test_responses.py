@@ -20,8 +20,6 @@ CHOSEN = {**CLICK, "of": "clicks"}
 SHOP = {"name": "shop_preference", "of": "genre", "threshold": None}
 PRICE = {"name": "price_preference", "of": "decade", "threshold": None}
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def test_labels_say_what_was_chosen_and_how_it_was_liked():
   data = tiny_responses.data()

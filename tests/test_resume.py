@@ -99,6 +99,7 @@ def test_the_command_survives_kill_9(tmp_path):
   tiny.assert_same_run(tmp_path / "run", tiny.finished())
 
 
+@pytest.mark.slow
 def test_a_run_that_updates_rows_alone_goes_on_as_well(tmp_path):
   fields = {"optim.sparse_rows": True, "objective.masked_item.criterion": "sampled_softmax",
             "objective.masked_item.num_negatives": 6, "objective.masked_item.negatives": "row",

@@ -88,7 +88,7 @@ def evaluated():
   return data, popularity.popularity(evaluator, data), popularity.chance(evaluator, data)
 
 
-def test_the_evaluator_tells_every_held_out_item(compile_quickly):
+def test_the_evaluator_tells_every_held_out_item():
   data, found, _ = evaluated()
   positives = found.positives
   begin, end = (edge[found.users] for edge in data.span("test"))
@@ -105,7 +105,7 @@ def test_the_evaluator_tells_every_held_out_item(compile_quickly):
       hits / np.minimum(number, 10), found.values["train"][protocol]["recall@10"], rtol=1e-5)
 
 
-def test_summaries_are_means_over_the_users_of_a_slice(compile_quickly):
+def test_summaries_are_means_over_the_users_of_a_slice():
   data, found, chance = evaluated()
   lengths, counts = data.lengths("train")[found.users], data.item_counts("train")
   report = slices.summarize({"test": found, "chance": chance}, "train", lengths, counts,

@@ -12,7 +12,6 @@ from recjax.data import graphs
 from recjax.evaluators import edges
 from recjax.objectives import negatives, walks
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 # A triangle 0-1-2, a tail 2-3-4, and 5, which nobody knows.
 PAIRS, SIZE = ((0, 1), (1, 2), (0, 2), (2, 3), (3, 4)), 6
 WALKS = 6000

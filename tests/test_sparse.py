@@ -21,8 +21,6 @@ MODELS = {
   "caser": ("caser", "survey", "next_window"),
 }
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def _setup(kind="tied", *, items=300, used=40, sparse_rows=True, devices=1, micro_batches=1,
            freeze="", loss=(), **optim_fields):
@@ -86,8 +84,9 @@ def _assert_equal(one, two, before, *, atol=0.0):
   assert sum(np.any(x != before[name]) for name, x in one.items()) > 5  # it has trained
 
 
-@pytest.mark.parametrize("kind,name", [("tied", "sgd"), ("untied", "adagrad"),
-                                       ("transform", "sgd"), ("caser", "adagrad")])
+@pytest.mark.parametrize("kind,name", [
+  ("tied", "sgd"), ("untied", "adagrad"), pytest.param("transform", "sgd", marks=pytest.mark.slow),
+  pytest.param("caser", "adagrad", marks=pytest.mark.slow)])
 def test_sgd_and_adagrad_are_those_of_all_rows(kind, name):
   runs = {wanted: _train(3, kind=kind, sparse_rows=wanted, name=name) for wanted in (True, False)}
   before, some, some_sums = runs[True]

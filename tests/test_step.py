@@ -27,15 +27,6 @@ OPTIM = dict(name="sgd", lr=0.1, b1=0.9, b2=0.999, eps=1e-8, momentum=0.9, weigh
              clip_norm=None, decay="constant", final_lr_scale=0.0, warmup_steps=None, rules=())
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly(request):
-  # Equality of bits is claimed of the program as users compile it; the rest need not wait for that.
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", "calls_bit_for_bit" not in request.node.name)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
-
-
 @functools.cache
 def _data():
   rng = np.random.default_rng(0)
@@ -104,6 +95,7 @@ def _assert_close(one, two, tolerance):
     np.testing.assert_allclose(two[name], x, atol=tolerance * scale, err_msg=name)
 
 
+@pytest.mark.usefixtures("compiled_for_users")
 @pytest.mark.parametrize("setup", [dict(rate=0.3), dict(rate=0.3, devices=4)])
 def test_many_steps_in_a_call_are_as_many_calls_bit_for_bit(setup):
   start, run, resident = _setup(**setup)

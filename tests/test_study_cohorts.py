@@ -127,6 +127,7 @@ def test_preemption_passes_through(tmp_path):
                     train_together=together)
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_saved_where_one_was_timed_alone(tmp_path):
   calls = []
   result = run(tmp_path, _study(tmp_path, cohort_size=3, time_alone=True), calls=calls)

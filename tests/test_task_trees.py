@@ -19,8 +19,6 @@ TASK = {"objective.name": "profile", "model.patch": "serial_two", "total_steps":
         "eval.metric": "profile/accuracy", "eval.protocols": ("profile",),
         "checkpoint.every_steps": 2}
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def _config(**fields):
   config = tiny.config("src", **{**MODEL, **fields})

@@ -24,8 +24,6 @@ USERS = np.array([0, 1, 2, 3, 4], np.int32)
 SEQUENCES = dict(variant="survey_code", num_layers=1, item_width=4, user_width=4, heads=1, hidden=4,
                  max_len=3, dropout=0.0)
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def _model(name, **fields):
   return models.make(name, num_items=N, num_users=U, field_rows={}, user_features=OPTIONS,
