@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from recjax import collective
+from recjax import softmax
 
 # A CPU gathers one row in the time in which a matmul scores so many (3,200 positions, W = 128).
 ROWS_FOR_ONE = 32
@@ -121,6 +122,24 @@ class Scores:
       picked = jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
       return picked, jax.nn.logsumexp(scores, axis=-1)
     return _against_all(self.x, self.table, self.bias, labels, self._blocks())
+
+  def cross_entropy(self, labels, weights):
+    """Returns the sum over positions of weight x -log softmax(score of the label), float32.
+
+    What `against_all` gives, of many positions by a quicker way (see `softmax`).
+
+    Args:
+      labels: int32 [S, C].
+      weights: float32 [S, C], 0 where there is no label; they get no gradient.
+    """
+    block = softmax.block(labels.size, len(self))
+    if self.table is None or self.shared or block is None:
+      picked, partition = self.against_all(labels)
+      return jnp.sum((partition - picked) * weights)
+    rows = jax.lax.slice_in_dim(self.table, 0, self.held, axis=self.axis)
+    bias = None if self.bias is None else self.bias[:self.held]
+    return softmax.cross_entropy(self.x.reshape(-1, self.x.shape[-1]), rows, bias, labels.ravel(),
+                                 weights.ravel(), self.axis, block)
 
   def width(self):
     """Returns V: how many items are scored at once."""
@@ -281,14 +300,7 @@ class Blocks:
 
   def score(self, x, rows):
     """Returns float32 [S, C, V], without a bias."""
-    return _product("scw,wv->scv" if self.axis else "scw,vw->scv", x, rows.astype(x.dtype))
-
-
-def _product(form, *operands):
-  """Returns the einsum, summed in float32."""
-  if jax.default_backend() == "cpu":  # which has no such product of bfloat16 in every layout
-    operands = (x.astype(jnp.float32) for x in operands)
-  return jnp.einsum(form, *operands, preferred_element_type=jnp.float32)
+    return softmax.product("scw,wv->scv" if self.axis else "scw,vw->scv", x, rows.astype(x.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -344,10 +356,10 @@ def _backward(blocks, kept, pull):
     change = change.astype(x.dtype)
     # Rows that a block before has had get the same values again, but count only once for x.
     new = jnp.where(jnp.expand_dims(fresh, 1 - blocks.axis), rows, 0).astype(x.dtype)
-    d_rows = _product("wsc,scv->wv", across, change).astype(table.dtype)
+    d_rows = softmax.product("wsc,scv->wv", across, change).astype(table.dtype)
     d_table = jax.lax.dynamic_update_slice_in_dim(
       d_table, d_rows if blocks.axis else d_rows.T, begin, blocks.axis)
-    d_x = d_x + _product("scv,wv->scw" if blocks.axis else "scv,vw->scw", change, new)
+    d_x = d_x + softmax.product("scv,wv->scw" if blocks.axis else "scv,vw->scw", change, new)
     return d_x, d_table, d_bias
   start = (jnp.zeros(x.shape, jnp.float32), jnp.zeros_like(table),
            None if bias is None else jnp.zeros_like(bias))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from recjax import catalog, models, objectives
+from recjax import catalog, models, objectives, softmax
 
 S, C, W, V = 2, 5, 4, 37  # V ids, of a table with two rows more
 
@@ -143,6 +143,79 @@ def test_no_array_of_a_gradient_holds_positions_times_items(name, variant):
   assert _largest(jaxpr.jaxpr) < 4096 * count / 10
   few = jax.make_jaxpr(jax.grad(functools.partial(loss, capacity=8)))(shapes)  # fits at once
   assert 16 * count <= _largest(few.jaxpr)
+
+
+# The loss and its gradient in one pass.
+
+
+def _in_passes(monkeypatch, block):
+  """Has `cross_entropy` go over `block` positions at a time."""
+  monkeypatch.setattr(softmax, "NARROW", block)
+  monkeypatch.setattr(catalog.Scores, "against_all", lambda *_: pytest.fail("by blocks of items"))
+
+
+@pytest.mark.parametrize("axis,with_bias,count", [(0, True, V), (1, True, V), (0, False, 150)])
+@pytest.mark.parametrize("block", [2, 3])  # 10 positions: five blocks, or four, the last one of 1
+def test_one_pass_gives_the_loss_and_gradients_of_the_plain_softmax(axis, with_bias, count, block,
+                                                                    monkeypatch):
+  _in_passes(monkeypatch, block)
+  weights = jnp.asarray(np.random.default_rng(1).random((S, C)), jnp.float32).at[1, 3:].set(0)
+  def ours(x, table, bias, labels):
+    scores = catalog.Scores(x, table, bias if with_bias else None, axis, count)
+    return 3 * scores.cross_entropy(labels, weights)
+  def plain(x, table, bias, labels):
+    picked, partition = _plain(x, table, bias if with_bias else 0 * bias, labels, axis=axis,
+                               count=count)
+    return 3 * jnp.sum((partition - picked) * weights)
+  inputs = _inputs(axis, count)
+  (got, grads), (want, wanted) = (jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(*inputs)
+                                  for f in (ours, plain))
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  np.testing.assert_allclose(jax.jit(ours)(*inputs), want, rtol=1e-6)  # without a gradient
+  for a, b in zip(grads, wanted, strict=True):
+    assert a.shape == b.shape
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_positions_behind_the_last_label_are_not_scored(monkeypatch):
+  _in_passes(monkeypatch, 2)
+  x, table, bias, labels = _inputs(0)
+  weights = jnp.zeros((S, C)).at[0, :3].set(1)  # two blocks of five have labels
+  spoiled = x.at[0, 4:].set(jnp.nan).at[1].set(jnp.nan)  # NaN weighed by 0 would be NaN
+  loss = lambda x: catalog.Scores(x, table, bias, 0, V).cross_entropy(labels, weights)
+  (got, grad), (want, wanted) = (jax.jit(jax.value_and_grad(loss))(y) for y in (spoiled, x))
+  assert got == want > 0
+  np.testing.assert_array_equal(grad, wanted)
+  assert np.all(grad[0, 3:] == 0) and np.all(grad[1] == 0)
+  nothing = jax.value_and_grad(lambda x: catalog.Scores(x, table, bias, 0, V).cross_entropy(
+    labels, 0 * weights))(spoiled)
+  assert nothing[0] == 0 and not np.any(nothing[1])
+
+
+def test_one_pass_in_bfloat16_sums_in_float32(monkeypatch):
+  _in_passes(monkeypatch, 3)
+  count = 4000
+  x, table, bias, labels = _inputs(0, count, dtype=jnp.bfloat16)
+  weights, rounded = jnp.ones((S, C)), table.astype(jnp.bfloat16).astype(jnp.float32)
+  got, grads = jax.value_and_grad(lambda x, table: catalog.Scores(
+    x, table, bias, 0, count).cross_entropy(labels, weights), argnums=(0, 1))(x, table)
+  def plain(x, table):
+    picked, partition = _plain(x, table, bias, labels, axis=0, count=count)
+    return jnp.sum(partition - picked)
+  want, wanted = jax.value_and_grad(plain, argnums=(0, 1))(x, rounded)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  assert grads[0].dtype == jnp.bfloat16 and grads[1].dtype == jnp.float32
+  for a, b in zip(grads, wanted, strict=True):
+    np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.02 * np.abs(b).max())
+
+
+def test_which_way_is_taken_depends_on_sizes(monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(jax, "default_backend", lambda: "gpu")
+    assert softmax.block(10**6, 2**11) == softmax.SCORES // 2**11
+  monkeypatch.setattr(softmax, "LARGEST", softmax.WIDE * 20000)
+  assert softmax.block(10**4, 20000) == softmax.WIDE and softmax.block(10**4, 20001) is None
+  assert softmax.block(2 * softmax.NARROW, 100) is None
 
 
 # Chosen ids.

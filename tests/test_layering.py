@@ -3,8 +3,8 @@
 A module may import of recjax only what its row names (`data.*` is everything in data/, `*` is
 everything but `train`), and every module has a row: the most exact one that fits.
 
-    errors collective memory            nothing
-    catalog                             collective
+    errors collective memory softmax    nothing
+    catalog                             collective softmax
     trees spec clock                    errors
     digests                             trees
     record                              errors clock
@@ -68,8 +68,8 @@ MAX_LINES = 400
 ENTRIES = {"train", "cohort", "evaluate", "study", "recommend", "prepare", "export"}
 MAY_IMPORT = {
   "__init__": set(),
-  **dict.fromkeys(("errors", "collective", "memory"), set()),
-  "catalog": {"collective"},
+  **dict.fromkeys(("errors", "collective", "memory", "softmax"), set()),
+  "catalog": {"collective", "softmax"},
   **dict.fromkeys(("trees", "spec", "clock", "cli", "statistics", "slices"), {"errors"}),
   **dict.fromkeys(("tables", "comparisons"), {"errors", "statistics", "slices",
                                               "evaluators.metrics"}),

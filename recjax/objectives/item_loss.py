@@ -145,10 +145,9 @@ class ItemLoss(objective.Objective):
       inputs["labels"], shards=shards, capacity=capacity)
     seen = {name: inputs[name] for name in self.model_inputs if name in inputs}
     if self.criterion == "softmax":
-      picked, partition = apply_fn(params, seen, rng, positions=positions,
-                                   readout=lambda scores: scores.against_all(labels))
-      total, weight = losses.cross_entropy(picked, partition, weights)
-      return total, weight, {"dropped": dropped}
+      total = apply_fn(params, seen, rng, positions=positions,
+                       readout=lambda scores: scores.cross_entropy(labels, weights))
+      return total, jnp.sum(weights), {"dropped": dropped}
     drawn = self._drawn(inputs["negatives"], positions)
     positive, negative = apply_fn(params, seen, rng, positions=positions,
                                   candidates=(labels[..., None], drawn))

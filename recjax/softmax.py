@@ -1,0 +1,111 @@
+"""Softmax cross-entropy over a whole catalog, its gradient taken in the same pass.
+
+A block of positions is scored against all items, and while its scores lie in the cache they become
+the loss and what the block adds to each gradient: three matmuls and one exponential a score, and
+never positions x items. (Hsu et al. 2024, Liger Kernel, Section 3.2, do so on GPUs.) What the loss
+itself is multiplied by afterwards is one number, so nothing has to be computed again backward.
+
+Letters: n positions, P of them in a block, W width, V items.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+# P on a CPU, launch/bench/README.md has the times: few, so that P x V scores fit its cache, but no
+# fewer than matmuls need. Elsewhere as many as make SCORES; not measured there.
+NARROW, WIDE, WIDE_FROM = 128, 256, 8192
+SCORES = 2**25
+LARGEST = 2**26  # scores of a block; catalogs that need more go by blocks of items
+
+
+def block(positions, items):
+  """Returns P for n positions and V items, or None where another way is as quick or has to be."""
+  if jax.default_backend() == "cpu":
+    found = NARROW if items < WIDE_FROM else WIDE
+  else:
+    found = max(SCORES // items, NARROW)
+  return found if found * items <= LARGEST and positions > 2 * found else None
+
+
+def product(form, *operands):
+  """Returns the einsum, summed in float32."""
+  if jax.default_backend() == "cpu":  # which has no such product of bfloat16 in every layout
+    operands = (x.astype(jnp.float32) for x in operands)
+  return jnp.einsum(form, *operands, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def cross_entropy(x, table, bias, labels, weights, axis, block):
+  """Returns the sum over positions of weight x -log softmax(score of the label), float32.
+
+  Positions behind the last one with a weight cost nothing.
+
+  Args:
+    x: [n, W].
+    table: [V, W], or [W, V] where `axis` is 1.
+    bias: [V] or None.
+    labels: int32 [n].
+    weights: float32 [n]; they get no gradient.
+    axis: of the items in `table`.
+    block: P.
+  """
+  return _blocks(x, table, bias, labels, weights, axis, block, gradient=False)[0]
+
+
+def _forward(x, table, bias, labels, weights, axis, block):
+  total, d_x, d_table, d_bias = _blocks(x, table, bias, labels, weights, axis, block, gradient=True)
+  d_table = d_table if axis else d_table.T
+  return total, (d_x[:len(x)].astype(x.dtype), d_table.astype(table.dtype),
+                 None if bias is None else d_bias.astype(bias.dtype))
+
+
+def _backward(axis, block, kept, pull):
+  del axis, block
+  scaled = jax.tree.map(lambda d: (d * pull).astype(d.dtype), kept)
+  return *scaled, None, None
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def _blocks(x, table, bias, labels, weights, axis, block, *, gradient):
+  """Returns (total,) or (total, d x [>= n, W], d table [W, V], d bias [V] or None), float32."""
+  count = -(-len(x) // block)
+  block = -(-len(x) // count)  # as equal as can be
+  last = jnp.max(jnp.where(weights != 0, jnp.arange(len(x)) + 1, 0))
+  fill = lambda a: jnp.pad(a, ((0, count * block - len(x)),) + ((0, 0),) * (a.ndim - 1))
+  x, labels, weights = map(fill, (x, labels, weights))
+  items, table = jnp.arange(table.shape[axis]), table.astype(x.dtype)
+
+  def step(index, carry):
+    begin = index * block
+    here, label, weight = (jax.lax.dynamic_slice_in_dim(a, begin, block)
+                           for a in (x, labels, weights))
+    scores = product("pw,wv->pv" if axis else "pw,vw->pv", here, table)
+    if bias is not None:
+      scores = scores + bias.astype(jnp.float32)
+    highest = jnp.max(scores, -1)
+    powers = jnp.exp(scores - highest[:, None])
+    norm = jnp.sum(powers, -1)
+    picked = jnp.take_along_axis(scores, label[:, None], -1)[:, 0]
+    total = carry[0] + jnp.sum((highest + jnp.log(norm) - picked) * weight)
+    if not gradient:
+      return (total,)
+    _, d_x, d_table, d_bias = carry
+    change = powers * (weight / norm)[:, None] - jnp.where(
+      items == label[:, None], weight[:, None], 0)
+    if bias is not None:
+      d_bias = d_bias + jnp.sum(change, 0)
+    change = change.astype(x.dtype)
+    d_here = product("pv,wv->pw" if axis else "pv,vw->pw", change, table)
+    # [W, V] whichever way the table lies: of the two ways to write it, the quicker one on a CPU.
+    return (total, jax.lax.dynamic_update_slice_in_dim(d_x, d_here, begin, 0),
+            d_table + product("wp,pv->wv", here.T, change), d_bias)
+
+  start = (jnp.float32(0),)
+  if gradient:
+    start += (jnp.zeros(x.shape, jnp.float32), jnp.zeros((x.shape[1], len(items)), jnp.float32),
+              None if bias is None else jnp.zeros(len(items), jnp.float32))
+  return jax.lax.fori_loop(0, -(-last // block), step, start)
