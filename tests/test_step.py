@@ -14,6 +14,7 @@ from recjax import models
 from recjax import objectives
 from recjax import optim
 from recjax import partition
+from recjax import softmax
 from recjax import state as state_lib
 from recjax import step
 from recjax import trees
@@ -239,6 +240,15 @@ def test_any_number_of_devices_agrees(devices, cuts):
   _assert_close(one, many, 1e-5)
   for name in sums:
     np.testing.assert_allclose(sums[name], many_sums[name], rtol=1e-5, err_msg=name)
+
+
+def test_the_softmax_in_one_pass_is_the_same_step_on_any_number_of_devices(monkeypatch):
+  plain, _ = _train(3, rate=0.3, micro_batches=2)
+  monkeypatch.setattr(softmax, "NARROW", 2)
+  monkeypatch.setattr(catalog.Scores, "against_all", lambda *_: pytest.fail("at once"))
+  for devices in (1, 2):  # `eps` does nothing here but ask for another program
+    found, _ = _train(3, rate=0.3, micro_batches=2 // devices, devices=devices, eps=1e-7)
+    _assert_close(plain, found, 1e-5)
 
 
 def test_a_real_model_agrees_over_devices_with_dropout():
