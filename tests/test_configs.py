@@ -111,7 +111,7 @@ SLOW = ("configs/cl4srec_ml1m.py", "configs/nbp_tafeng.py", "configs/conet.py",
         "configs/dupn_ml1m.py", "configs/bert4sessrec_ml1m.py",
         "configs/knowledge_ml1m.py", "configs/social_lastfm.py", "configs/content_ml1m.py",
         "configs/gru4rec_ml1m.py", "configs/pair_ml1m.py", "configs/bert4rec_ml1m.py",
-        "configs/rating_ml1m.py", "configs/leaderboard_ml1m.py")
+        "configs/rating_ml1m.py", "configs/leaderboard_ml1m.py", "configs/caser_ml1m.py")
 # What the generated data have in place of what a config reads.
 ON_DEMO = {"configs/dupn_ml1m.py": {
   "model.fields": (("creator", 8, 1),), "model.profile": (("taste", 4),),
