@@ -16,8 +16,7 @@ import jax.numpy as jnp
 # P on a CPU, launch/bench/README.md has the times: few, so that P x V scores fit its cache, but no
 # fewer than matmuls need. Elsewhere as many as make SCORES; not measured there.
 NARROW, WIDE, WIDE_FROM = 128, 256, 8192
-SCORES = 2**25
-LARGEST = 2**26  # scores of a block; catalogs that need more go by blocks of items
+SCORES = 2**25  # the most that a block has; larger catalogs go by blocks of items
 
 
 def block(positions, items):
@@ -26,7 +25,7 @@ def block(positions, items):
     found = NARROW if items < WIDE_FROM else WIDE
   else:
     found = max(SCORES // items, NARROW)
-  return found if found * items <= LARGEST and positions > 2 * found else None
+  return found if found * items <= SCORES and positions > 2 * found else None
 
 
 def product(form, *operands):

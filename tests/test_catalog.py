@@ -213,7 +213,7 @@ def test_which_way_is_taken_depends_on_sizes(monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(jax, "default_backend", lambda: "gpu")
     assert softmax.block(10**6, 2**11) == softmax.SCORES // 2**11
-  monkeypatch.setattr(softmax, "LARGEST", softmax.WIDE * 20000)
+  monkeypatch.setattr(softmax, "SCORES", softmax.WIDE * 20000)
   assert softmax.block(10**4, 20000) == softmax.WIDE and softmax.block(10**4, 20001) is None
   assert softmax.block(2 * softmax.NARROW, 100) is None
 
