@@ -192,6 +192,20 @@ def test_positions_behind_the_last_label_are_not_scored(monkeypatch):
   assert nothing[0] == 0 and not np.any(nothing[1])
 
 
+def test_one_pass_of_several_models_at_once(monkeypatch):
+  _in_passes(monkeypatch, 2)
+  many = [_inputs(0, seed=seed) for seed in range(3)]
+  weights = jnp.stack([jnp.ones((S, C)), jnp.zeros((S, C)).at[0, 0].set(1), jnp.zeros((S, C))])
+  def loss(x, table, bias, labels, weights):
+    return catalog.Scores(x, table, bias, 0, V).cross_entropy(labels, weights)
+  each = jax.value_and_grad(loss, argnums=(0, 1, 2))
+  got = jax.jit(jax.vmap(each))(*map(jnp.stack, zip(*many, strict=True)), weights)
+  for lane, inputs in enumerate(many):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(each(*inputs, weights[lane])),
+                    strict=True):
+      np.testing.assert_allclose(a[lane], b, atol=1e-5)
+
+
 def test_one_pass_in_bfloat16_sums_in_float32(monkeypatch):
   _in_passes(monkeypatch, 3)
   count = 4000
