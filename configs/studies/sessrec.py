@@ -10,8 +10,8 @@ have the new ones as "cold": they are compared with new movies only (0.5 is chan
       --config.data_dir=DIR
 
 `from scratch` learns everything at the head's rate. Full size: three seeds, 12 runs, for a GPU or
-TPU. `:cpu`: one pre-training for all seeds, 10 runs; how long they take is not known. Neither has
-been run.
+TPU; it has not been run. `:cpu`: one pre-training for all seeds, 10 runs, 30 minutes of one core
+(README.md has its numbers).
 """
 
 from configs.studies import common
