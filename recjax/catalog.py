@@ -80,9 +80,14 @@ class Scores:
     return collective.join(scores, scores.ndim - 1)[..., :len(self)]
 
   def _here(self, x):
-    rows = jax.lax.slice_in_dim(self.table, 0, self.held, axis=self.axis)
+    rows, bias = self._rows()
     scores = x @ (rows if self.axis else rows.T).astype(x.dtype)
-    return scores if self.bias is None else scores + self.bias[:self.held].astype(x.dtype)
+    return scores if bias is None else scores + bias.astype(x.dtype)
+
+  def _rows(self):
+    """Returns (rows, bias or None) of the `held` ids alone."""
+    rows = jax.lax.slice_in_dim(self.table, 0, self.held, axis=self.axis)
+    return rows, None if self.bias is None else self.bias[:self.held]
 
   def of(self, ids):
     """Returns the scores of chosen ids, [S, C, K].
@@ -136,10 +141,8 @@ class Scores:
     if self.table is None or self.shared or block is None:
       picked, partition = self.against_all(labels)
       return jnp.sum((partition - picked) * weights)
-    rows = jax.lax.slice_in_dim(self.table, 0, self.held, axis=self.axis)
-    bias = None if self.bias is None else self.bias[:self.held]
-    return softmax.cross_entropy(self.x.reshape(-1, self.x.shape[-1]), rows, bias, labels.ravel(),
-                                 weights.ravel(), self.axis, block)
+    return softmax.cross_entropy(self.x.reshape(-1, self.x.shape[-1]), *self._rows(),
+                                 labels.ravel(), weights.ravel(), self.axis, block)
 
   def width(self):
     """Returns V: how many items are scored at once."""

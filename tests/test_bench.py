@@ -140,6 +140,7 @@ def test_recjax_trains_and_counts_users_and_real_items(data_dir):
   assert all(s["tokens"] - extra * s["examples"] == tokens for s in sums)
   assert sums[-1]["loss"] / sums[-1]["weight"] < sums[0]["loss"] / sums[0]["weight"]
 
+
 SCRIPT = """
 import sys, time
 from launch.bench import serving

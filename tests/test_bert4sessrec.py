@@ -32,6 +32,7 @@ def _model(read="mask"):
     return exp.apply_fn(params, inputs, None, head="click")
   return exp, params, jax.jit(ask)
 
+
 SESSIONS = np.array([[0, 0, 0, 0, 0, 5, 6, 7], [0, 0, 0, 0, 8, 9, 10, 11]])
 
 

@@ -19,6 +19,7 @@ ITEMS = np.where(np.arange(T) >= T - LENGTHS[:, None], np.arange(1, T + 1) + np.
 def _rows(array):
   return [row[row > 0].tolist() for row in np.asarray(array)]
 
+
 CROP, MASK, REORDER = (jax.jit(operator, static_argnums=rest) for operator, rest in (
   (contrast.crop, 2), (contrast.mask, (2, 3)), (contrast.reorder, 2)))
 
@@ -112,6 +113,7 @@ def test_cutting_between_groups_changes_nothing():
   parts = [_loss(_make(group=3), {name: v[i:i + 6] for name, v in inputs.items()},
                  x[:, i:i + 6].reshape(12, 3)) for i in (0, 6)]
   np.testing.assert_allclose(whole, np.sum(parts, 0), rtol=1e-6)
+
 
 CONTRAST = dict(append_mask=True, temperature=0.2)
 

@@ -101,6 +101,7 @@ def _fm(p, user, item, genres=()):
   linear = sum(p["linear"][name]["embedding"][row, 0] for name, row in on)
   return p["bias"] + linear + sum(vector(a) @ vector(b) for a, b in itertools.combinations(on, 2))
 
+
 EQUATIONS = {
   "gmf": lambda p, u, i: _gmf(p["gmf"], u, i),
   "mlp": lambda p, u, i: _mlp(p["mlp"], u, i),
