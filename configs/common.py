@@ -31,7 +31,8 @@ def get_config():
     name="bert4rec", variant="survey_code", dtype="float32",
     fields=(),  # (attribute, width, slots), concatenated to the item
     features=(),  # (name, {"kind": attribute, given or text, ...}), see recjax/data/providers.py
-    aggregate=config_dict.placeholder(str),  # concat, sum, gate, mlp, replace
+    aggregate=config_dict.placeholder(str),  # concat, sum, gate, mlp, replace, fusion
+    fusion_blocks=config_dict.placeholder(int),  # how many, of fusion
     item_dropout=config_dict.placeholder(float),  # of items' own vectors, beside features
     user_features=(),  # likewise, of users: attribute or given
     user_aggregate=config_dict.placeholder(str),  # sum, gate, mlp, replace

@@ -2,7 +2,8 @@
 
     know=none        masked items alone, as configs/bert4rec_ml1m.py
     know=fused       vectors that a knowledge graph's model has learned, as a feature of items that
-                     is aggregated with their own (g=gate, or concat): `vectors=FILE`
+                     is aggregated with their own (g=gate, or concat): `vectors=FILE`; g=fusion is
+                     ERNIE's (Zhang et al. 2019), a second stream of the last two blocks
     know=joint       masked items + 0.3 knowledge graph: a movie's item row is its entity's vector
     know=attributes  masked items + 0.1 attributes of a hidden movie + 0.1 of a movie by its row:
                      genres, directors and actors (MAP and AAP of S3-Rec, Zhou et al. 2020)
@@ -35,7 +36,8 @@ Fused input first needs the vectors:
 
 size=cpu reads the last 30 movies of a user, with 2 layers of 64, for 15 epochs (tgt: 10).
 
-Arguments: know (above), data=src|tgt|all, size=full|cpu, vectors=FILE, g=gate|concat|sum|mlp.
+Arguments: know (above), data=src|tgt|all, size=full|cpu, vectors=FILE,
+g=gate|concat|sum|mlp|fusion.
 """
 
 from configs import bert4rec_ml1m

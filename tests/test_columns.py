@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recjax import errors
-from recjax.models import columns, layers, transformer
+from recjax.models import blocks, columns, layers, transformer
 from recjax.objectives import losses
 
 B, T, N, W = 6, 12, 50, 16
@@ -101,7 +101,7 @@ def _encoder(rate, **block):
   settings = dict(num_layers=2, causal=False, final_norm=False, remat=False, block=block)
   x = jax.random.normal(jax.random.key(1), (B, T, W))
   keep = _batch(0.2)[0] > 0
-  init = functools.partial(transformer.Encoder(2, block).init, train=False)
+  init = functools.partial(blocks.Encoder(2, block).init, train=False)
   params = jax.jit(init)(jax.random.key(2), x, keep)["params"]
   return settings, params, x, keep
 
@@ -137,7 +137,7 @@ def test_recomputed_blocks_have_the_same_gradients_in_less_memory(layout):
       out = columns.encode(params, x, keep, positions, settings={**settings, "remat": remat},
                            rng=key)
     else:
-      out, _ = transformer.Encoder(4, settings["block"], remat=remat).apply(
+      out, _ = blocks.Encoder(4, settings["block"], remat=remat).apply(
         {"params": params}, x, keep, train=True, rngs={"dropout": key})
     return jnp.sum(out ** 2)
   grads = [jax.jit(jax.grad(functools.partial(total, remat=remat)))(params, x)

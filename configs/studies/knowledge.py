@@ -3,12 +3,13 @@
 Rows: no pre-training; masked items alone (MIP); and MIP with each way to bring in knowledge: joint
 with a knowledge graph (shared item rows), with attributes of hidden movies and of movies by their
 rows (MAP, AAP), with both. All are carried over by `model` and tuned alike, so that they differ in
-what was pre-trained alone. With `vectors=FILE` also vectors of the graph's own model as a fused
-input, in source and target, beside the same model without pre-training.
+what was pre-trained alone. With `vectors=FILE` also vectors of the graph's own model, in source
+and target, beside the same model without pre-training: as a fused input, and in layers that fuse
+them (ERNIE).
 
 Full size: five seeds with a pre-training each, for a GPU or TPU. `:cpu`: one pre-training a row on
-the last 30 movies of a user, 15 epochs, tuned with three seeds: 19 runs, 26 with `vectors`, which
-take 55 minutes on one core (README.md has the numbers).
+the last 30 movies of a user, 15 epochs, tuned with three seeds: 19 runs, 33 with `vectors`; the
+26 without ERNIE's rows take 55 minutes on one core (README.md has the numbers).
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DIR
     python -m recjax.prepare --config=configs/data/ml1m_kg.py --raw_dir=RAW --data_dir=DIR
@@ -23,6 +24,7 @@ from recjax import spec
 
 TITLES = {"none": "MIP", "joint": "MIP + graph", "attributes": "MIP + attributes",
           "all": "MIP + graph + attributes"}
+FUSED = {"fused": "fused", "fusion": "fused in layers"}
 
 
 def get_config(arg=None):
@@ -37,13 +39,14 @@ def get_config(arg=None):
   for know, title in TITLES.items():
     _add(config, arg, know, title, f"mip_{know}" if know != "none" else "mip")
   if arg.vectors:
-    config.runs["none_fused"] = {"config": _path(arg, "fused", "tgt")}
-    config.rows += (("no pre-training, fused", "none_fused"),)
-    _add(config, arg, "fused", "MIP, fused", "mip_fused")
+    for know, title in FUSED.items():
+      config.runs[f"none_{know}"] = {"config": _path(arg, know, "tgt")}
+      config.rows += ((f"no pre-training, {title}", f"none_{know}"),)
+      _add(config, arg, know, f"MIP, {title}", f"mip_{know}")
   config.baselines = {run: "mip" for _, run in config.rows if run.startswith("mip_")}
   config.baselines["mip"] = "none"
   if arg.vectors:
-    config.baselines["none_fused"] = "none"
+    config.baselines.update({f"none_{know}": "none" for know in FUSED})
   config.comparisons = (("both – graph alone", "mip_all", "mip_joint"),
                         ("none – popularity", "none", "popularity"))
   config.claims = (
@@ -67,7 +70,9 @@ def _size(arg):
 
 
 def _path(arg, know, data):
-  vectors = f",vectors={arg.vectors}" if know == "fused" else ""
+  vectors = f",vectors={arg.vectors}" if know in FUSED else ""
+  if know == "fusion":
+    know = "fused,g=fusion"
   return f"configs/knowledge_ml1m.py:know={know},data={data},size={_size(arg)}{vectors}"
 
 

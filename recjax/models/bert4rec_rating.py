@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from recjax import errors
+from recjax.models import blocks
 from recjax.models import layers
 from recjax.models import sequence_embed
 from recjax.models import transformer
@@ -114,7 +115,7 @@ class BERT4RecRating(nn.Module):
     block = dict(heads=self.heads, hidden=self.hidden, act=self.act, norm=self.norm,
                  dropout=self.dropout, attention_dropout=self.dropout,
                  hidden_dropout=self.dropout, output_dropout=self.dropout, **common)
-    x, out["encoder"] = transformer.Encoder(
+    x, out["encoder"] = blocks.Encoder(
       self.num_layers, block, final_norm=self.final_norm, name="encoder")(
         x, items > 0, train=train)
     out["encoded"] = x

@@ -1,6 +1,6 @@
-"""The encoder of `transformer` as a CPU computes it fastest: one column a position.
+"""The encoder of `blocks` as a CPU computes it fastest: one column a position.
 
-The same parameters and the same mathematics as `transformer.Encoder`, for training and prediction.
+The same parameters and the same mathematics as `blocks.Encoder`, for training and prediction.
 What differs, and what each is worth on two cores is in launch/bench/README.md:
 
 - Activations are [W, columns]. All products of a step, backward too, then read their operands in
@@ -30,12 +30,12 @@ def encode(params, x, keep, positions, *, settings, rng=None):
   """Returns what the encoder makes of the scored positions: float32 [S, C, W].
 
   Args:
-    params: of `transformer.Encoder`.
+    params: of `blocks.Encoder`.
     x: [B, T, W], what the positions hold.
     keep: bool [B, T], False at padding.
     positions: int32 [S, C], flat in each of S equal runs of rows. They ascend; places after the
       last one hold 0 and get anything finite.
-    settings: dict of num_layers, causal, final_norm, remat, and `block`, what `transformer.Block`
+    settings: dict of num_layers, causal, final_norm, remat, and `block`, what `blocks.Block`
       takes.
     rng: key of dropout, None without.
   """
@@ -65,7 +65,7 @@ def encode(params, x, keep, positions, *, settings, rng=None):
 
 def _block(params, x, *, keep, scored, seeds, operand, causal, heads, hidden, act, norm, dropout,
            attention_dropout, hidden_dropout, output_dropout):
-  """Returns `transformer.Block` of x [W, N], [W, N] or at the `scored` positions alone [W, S C]."""
+  """Returns `blocks.Block` of x [W, N], [W, N] or at the `scored` positions alone [W, S C]."""
   del hidden
   drop = lambda value, site, rate: _drop(value, seeds[site], rate)
   here = (lambda value: value) if scored is None else scored.take

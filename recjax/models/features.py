@@ -8,6 +8,7 @@ given vectors, texts. With a projection P_i of every provider, P v^ = sum_i P_i 
     gate     a v~ + (1 - a) P v^, a = sigmoid(W [v~; P v^] + b)
     mlp      two layers over what concat has
     replace  P v^: what is known of an item is all that it is
+    fusion   v~; P v^ is a second stream of a transformer's last blocks (`blocks.FusionBlock`)
 
 Padding, MASK and other tokens are no items: of them nothing is known, and `replace` leaves them
 their own vectors. Of an item of which nothing is known, a provider has a learned vector.
@@ -38,6 +39,7 @@ from recjax.models import layers
 from recjax.models import text_encoders
 
 AGGREGATES = ("concat", "sum", "gate", "mlp", "replace")
+FUSION = "fusion"  # of transformers alone
 ENCODERS = {
   "word_avg": text_encoders.WordAverage,
   "cnn": text_encoders.CNN,
@@ -238,7 +240,10 @@ class Features(nn.Module):
     return found.reshape(*items.shape, found.shape[-1]), None
 
   def _combine(self, own, ids, tables, train):
-    """Returns g of `own` [n, W] and of what is known of rows `ids` int32 [n]; None are all."""
+    """Returns g of `own` [n, W] and of what is known of rows `ids` int32 [n]; None are all.
+
+    With "fusion", which `Features` has no part in, that is P v^ alone.
+    """
     names = jnp.arange(len(own)) if ids is None else ids
     is_item = (names > 0) & (names <= self.num_items)
     if self.aggregate != "replace":
@@ -256,6 +261,8 @@ class Features(nn.Module):
     said = sum(said[1:], said[0])
     if self.aggregate == "sum":
       return own + said
+    if self.aggregate == FUSION:
+      return said
     if self.aggregate == "replace":
       return jnp.where(is_item[:, None], said, own)
     share = nn.sigmoid(dense(own.shape[-1], jnp.concatenate([own, said], -1), "gate"))

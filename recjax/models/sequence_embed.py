@@ -68,9 +68,17 @@ class SequenceEmbed(nn.Module):
 
   def vectors(self, items, tables, *, whole, train):
     """Returns (vectors of `items` with their features, table of all rows or None)."""
-    if not self.schema:
+    if not self.schema or self.aggregate == features_lib.FUSION:
       return self.item(items), self.item.embedding
     return self.features(items, self.item.embedding, tables, whole=whole, train=train)
+
+  def entities(self, items, tables):
+    """Returns what is known of `items`, for "fusion": ([B, T, item_width], bool [B, T] of which).
+
+    Of padding, MASK and other tokens nothing is, so that a masked item does not leak.
+    """
+    said, _ = self.features(items, self.item.embedding, tables)
+    return said, (items > 0) & (items <= self.num_items)
 
   def __call__(self, items, users, tables, *, vectors=None, segments=None, ages=None,
                train=False):

@@ -6,8 +6,6 @@ are aligned to the right: a batch of T columns uses the last T rows. Cutting col
 padding therefore changes nothing.
 """
 
-import functools
-import math
 import re
 
 import flax.linen as nn
@@ -15,155 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from recjax import errors
+from recjax.models import blocks
 from recjax.models import columns
 from recjax.models import features as features_lib
 from recjax.models import layers
 from recjax.models import patches
 from recjax.models import sequence_embed
-
-KERNELS = ("written_out", "fused")
-
-
-class Attention(nn.Module):
-  """Multi-head scaled dot-product attention, softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017).
-
-  With a `source`, keys and values come from there and nothing is projected afterwards, as in the
-  released code of Kang & McAuley 2018. The kernel "fused" is cuDNN's on a GPU and XLA's elsewhere;
-  only "written_out" has dropout on the weights.
-  """
-  heads: int
-  dropout: float
-  initializer: str
-  dtype: jnp.dtype
-  patch: patches.Patch = patches.NONE
-  kernel: str = "written_out"
-
-  @nn.compact
-  def __call__(self, x, mask, *, source=None, train):
-    batch, length, width = x.shape
-    assert width % self.heads == 0, f"width {width} does not split into {self.heads} heads"
-    project = functools.partial(
-      patches.dense, patch=self.patch, initializer=self.initializer, dtype=self.dtype)
-    if source is None:
-      qkv = project(x, width, name="qkv", parts=3)
-    else:
-      qkv = jnp.concatenate([project(x, width, name="query"), project(source, width, name="key"),
-                             project(source, width, name="value")], axis=-1)
-    query, key, value = jnp.moveaxis(
-      qkv.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)  # [B, T, H, d]
-    if self.kernel == "fused":
-      mixed = jax.nn.dot_product_attention(
-        query, key, value, mask=jnp.broadcast_to(mask, (batch, 1, length, length)),
-        implementation="cudnn" if jax.default_backend() == "gpu" else "xla")
-    else:
-      scores = jnp.einsum("bthd,bshd->bhts", query, key) / math.sqrt(width // self.heads)
-      scores = jnp.where(mask, scores.astype(jnp.float32), layers.MASKED_SCORE)
-      weights = nn.softmax(scores).astype(self.dtype)
-      weights = layers.Dropout(self.dropout)(weights, train=train)
-      mixed = jnp.einsum("bhts,bshd->bthd", weights, value)
-    if self.patch.kind == "prefix":
-      mixed = mixed + patches.Prefix(self.patch.size, self.dtype, name="patch_prefix")(query)
-    mixed = mixed.reshape(batch, length, width)
-    return project(mixed, width, name="out") if source is None else mixed
-
-
-class FeedForward(nn.Module):
-  """W -> hidden -> W with one nonlinearity."""
-  hidden: int
-  act: str
-  dropout: float
-  initializer: str
-  dtype: jnp.dtype
-  patch: patches.Patch = patches.NONE
-
-  @nn.compact
-  def __call__(self, x, *, train):
-    project = functools.partial(
-      patches.dense, patch=self.patch, initializer=self.initializer, dtype=self.dtype)
-    hidden = layers.ACTIVATIONS[self.act](project(x, self.hidden, name="up"))
-    hidden = layers.Dropout(self.dropout)(hidden, train=train)
-    return project(hidden, x.shape[-1], name="down")
-
-
-class Block(nn.Module):
-  """One transformer layer.
-
-  The norm stands before each part ("pre"), after each residual sum ("post"), or as in the released
-  code of Kang & McAuley 2018 ("query"): keys and values are not normed, the residual is the normed
-  input, and what attention adds has neither an output projection nor dropout.
-  """
-  heads: int
-  hidden: int
-  act: str = "gelu_tanh"
-  norm: str = "pre"
-  dropout: float = 0.1
-  attention_dropout: float = 0.1
-  hidden_dropout: float = 0.1  # inside the feed-forward part
-  output_dropout: float = 0.1  # after the whole layer, as the code the survey built on
-  initializer: str = "torch"
-  dtype: jnp.dtype = jnp.float32
-  patch: patches.Patch = patches.NONE
-  attention_kernel: str = "written_out"  # one of `KERNELS`
-
-  @nn.compact
-  def __call__(self, x, mask, *, train):
-    start = dict(initializer=self.initializer, dtype=self.dtype, patch=self.patch)
-    def adapted(name, y):
-      if self.patch.kind != "adapter":
-        return y
-      return y + patches.Bottleneck(self.patch.size, self.dtype, name=f"patch_{name}")(y)
-    attend = lambda y, source=None: adapted("attention", Attention(
-      self.heads, self.attention_dropout, kernel=self.attention_kernel, name="attention", **start)(
-        y, mask, source=source, train=train))
-    feed = lambda y: adapted("mlp", FeedForward(
-      self.hidden, self.act, self.hidden_dropout, **start, name="mlp")(y, train=train))
-    for name, part in (("attention_norm", attend), ("mlp_norm", feed)):
-      norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
-      drop = layers.Dropout(self.dropout)
-      if self.norm == "pre":
-        x = x + drop(part(norm(x)), train=train)
-      elif self.norm == "post":
-        x = norm(x + drop(part(x), train=train))
-      elif part is attend:
-        y = norm(x)
-        x = y + attend(y, x)
-      else:
-        y = norm(x)
-        x = y + drop(feed(y), train=train)
-    return layers.Dropout(self.output_dropout)(x, train=train)
-
-
-class Encoder(nn.Module):
-  """Blocks over non-padding positions, each attending to all of them or, if causal, to the past."""
-  num_layers: int
-  block: dict
-  causal: bool = False
-  final_norm: bool = False
-  patch: patches.Patch = patches.NONE
-  remat: bool = False  # keep the input of a block alone, and compute the block again backward
-
-  @nn.compact
-  def __call__(self, x, keep, *, train):
-    """Returns ([B, T, W], {"block_i": [B, T, W]}).
-
-    Args:
-      x: [B, T, W].
-      keep: bool [B, T], False at padding.
-      train: whether dropout is on.
-    """
-    mask = keep[:, None, None, :]  # [B, 1, 1, T]
-    if self.causal:
-      mask = mask & jnp.tril(jnp.ones((x.shape[1],) * 2, bool))
-    out = {}
-    apply = lambda block, x, mask: block(x, mask, train=train)
-    if self.remat:
-      apply = nn.remat(apply)
-    for index in range(self.num_layers):  # A python loop keeps block_i addressable by name.
-      x = apply(Block(**self.block, patch=self.patch, name=f"block_{index}"), x, mask)
-      out[f"block_{index}"] = x
-    if self.final_norm:
-      x = nn.LayerNorm(epsilon=1e-6, dtype=x.dtype, name="final_norm")(x)
-    return x, out
 
 
 class SequenceTransformer(nn.Module):
@@ -175,7 +30,8 @@ class SequenceTransformer(nn.Module):
   num_users: int  # U
   fields: tuple = ()  # (name, rows, width, slots) of item attributes that are concatenated
   features: tuple = ()  # `features.Spec`s of what is aggregated with the items' own vectors
-  aggregate: str = "concat"
+  aggregate: str = "concat"  # or "fusion": features go beside the items into the last blocks
+  fusion_blocks: int = 2  # so many
   item_dropout: float = 0.0  # how often an item has to do without its own vector
   user_features: tuple = ()  # likewise, of users
   user_aggregate: str = "sum"
@@ -209,9 +65,10 @@ class SequenceTransformer(nn.Module):
   splits_items = True
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
              "output": layers.OUTPUTS, "initializer": layers.INITIALIZERS,
-             "patch": patches.TRANSFORMER, "aggregate": features_lib.AGGREGATES,
+             "patch": patches.TRANSFORMER,
+             "aggregate": (*features_lib.AGGREGATES, features_lib.FUSION),
              "user_aggregate": features_lib.OF_USERS, "dtype": ("float32", "bfloat16"),
-             "layout": ("auto", "rows", "columns"), "attention_kernel": KERNELS}
+             "layout": ("auto", "rows", "columns"), "attention_kernel": blocks.KERNELS}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
@@ -260,8 +117,8 @@ class SequenceTransformer(nn.Module):
     out = {"embedded": x}
     patch = patches.Patch(
       self.patch, patches.size(self.patch, self.patch_width, x.shape[-1]), self.patch_scale)
-    encoder = Encoder(self.num_layers, block, causal=self.causal, final_norm=self.final_norm,
-                      patch=patch, remat=self.remat, name="encoder")
+    encoder = blocks.Encoder(self.num_layers, block, causal=self.causal, final_norm=self.final_norm,
+                      patch=patch, remat=self.remat, fused=self.fusion_blocks, name="encoder")
     if positions is not None and self._in_columns() and not self.is_initializing():
       x = columns.encode(
         patches.merge(self.variables["params"]["encoder"], self.patch_scale), x, items > 0,
@@ -269,7 +126,8 @@ class SequenceTransformer(nn.Module):
           num_layers=self.num_layers, causal=self.causal, final_norm=self.final_norm,
           remat=self.remat, block=block))
     else:
-      x, out["encoder"] = encoder(x, items > 0, train=train)
+      entities = embed.entities(items, tables) if self.aggregate == features_lib.FUSION else None
+      x, out["encoder"] = encoder(x, items > 0, entities=entities, train=train)
       out["encoded"] = x
       if positions is not None:
         x = layers.select(x, positions)
@@ -289,6 +147,8 @@ class SequenceTransformer(nn.Module):
     """Returns the field and value that columns have not, or None."""
     if self.patch in patches.ROWS_ONLY:
       return f"patch={self.patch}"
+    if self.aggregate == features_lib.FUSION:
+      return f"aggregate={self.aggregate}"
     kernel = self.attention_kernel
     return None if kernel == "written_out" else f"attention_kernel={kernel}"
 
@@ -301,6 +161,8 @@ class SequenceTransformer(nn.Module):
     if width % self.heads:
       raise errors.UserError(f"config.model: the width {width} (item, user and attributes "
                              f"together) does not split into {self.heads} heads")
+    if self.aggregate == features_lib.FUSION:
+      self._check_fusion()
     if self.layout == "columns" and self._wants_rows():
       raise errors.UserError(f"config.model: {self._wants_rows()} is not there in columns; set "
                              "layout=rows or auto")
@@ -308,6 +170,15 @@ class SequenceTransformer(nn.Module):
         and jax.default_backend() == "gpu"):
       raise errors.UserError("config.model: attention_kernel=fused is cuDNN's on a GPU, which "
                              "wants dtype=bfloat16")
+
+  def _check_fusion(self):
+    if not self.features or self.item_dropout or self.norm == "query":
+      raise errors.UserError("config.model: aggregate=fusion wants model.features, norm=pre or "
+                             "post, and no item_dropout: items keep vectors of their own")
+    if not 0 < self.fusion_blocks <= self.num_layers or self.item_width % self.heads:
+      raise errors.UserError("config.model: aggregate=fusion wants fusion_blocks from 1 to "
+                             f"num_layers={self.num_layers}, and an item_width that splits into "
+                             f"{self.heads} heads")
 
   def example_inputs(self):
     """Returns inputs that start the parameters, as small as can be."""
