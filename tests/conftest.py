@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sys
+import tempfile
 
 # Before jax starts: four CPU devices, so that one machine tests what several devices do.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
@@ -24,6 +25,13 @@ def pytest_configure(config):
   # Programs of tests are tiny, their time is compilation. Commands that tests start inherit this.
   if not config.getoption("--optimized"):
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+  # Processes of one run, and what they start, compile a program once for all of them.
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = tempfile.TemporaryDirectory(prefix="recjax-tests-")
+    config.add_cleanup(folder.cleanup)
+    os.environ.update(JAX_COMPILATION_CACHE_DIR=folder.name,
+                      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+                      JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1")
 
 
 def pytest_collection_modifyitems(config, items):
