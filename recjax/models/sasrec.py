@@ -18,9 +18,10 @@ VARIANTS = {
   "kang": dict(norm="query", act="relu", output="tied", initializer="glorot", num_layers=2,
                item_width=50, user_width=0, heads=1, hidden=50, max_len=200, dropout=0.2,
                final_norm=True, output_dropout=False, scale_items=True),
-  # The same blocks, wider and without the scale (Petrov & Macdonald 2023). Their PyTorch code can
-  # score by a second item table, and later versions do unless told otherwise; here there is one.
-  "gsasrec": dict(norm="query", act="relu", output="tied", initializer="glorot", num_layers=2,
+  # The same blocks, wider and without the scale, as the PyTorch code of Petrov & Macdonald 2023: a
+  # second item table scores (theirs has no biases). With one table, what lowers the scores of all
+  # items makes all inputs alike, and training stays at popularity for thousands of steps.
+  "gsasrec": dict(norm="query", act="relu", output="untied", initializer="torch", num_layers=2,
                   item_width=128, user_width=0, heads=1, hidden=128, max_len=200, dropout=0.5,
                   final_norm=True, output_dropout=False),
 }
