@@ -13,13 +13,13 @@ domain and was trained on other users' choices in the target (PeterRec's task), 
 a pre-training on the source, and with the pre-training frozen but for adapters; and what their
 neighbors in the source chose in the target. Slices by a user's target history: cold (0), 1-3, 4-10.
 
-`of=users,cpu` takes 35 minutes on one core (README.md has its numbers); `of=items` has not been run
-yet. In `full` all items compete, so that cold ones have to pass those that are popular: expect them
+In `full` all items compete, so that cold ones have to pass those that are popular: expect them
 below chance wherever popularity is most of what a model knows, and compare the rows in column 0
 with popularity, which has nothing else.
 
 `:cpu`, one seed each: of items, 6 runs of 10 epochs on the last 50 items of a user; of users, 6
-runs of 10 epochs. Data that were prepared before texts were kept must be prepared again.
+runs of 10 epochs. They take 20 and 35 minutes on one core (README.md has the numbers). Data that
+were prepared before texts were kept must be prepared again.
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DIR
     python -m recjax.study --config=configs/studies/cold_start.py:cpu --workdir=W \\
