@@ -242,7 +242,7 @@ class Features(nn.Module):
   def _combine(self, own, ids, tables, train):
     """Returns g of `own` [n, W] and of what is known of rows `ids` int32 [n]; None are all.
 
-    With "fusion", which `Features` has no part in, that is P v^ alone.
+    With "fusion" that is P v^ alone: it meets `own` inside the model.
     """
     names = jnp.arange(len(own)) if ids is None else ids
     is_item = (names > 0) & (names <= self.num_items)
