@@ -35,14 +35,14 @@ def _model(**fields):
   return transformer.SequenceTransformer(**fields)
 
 
-def _scores(model, params, items=ITEMS, tables=TABLES):
-  return _apply(model)(params, items, tables)
+def _scores(model, params, tables=TABLES):
+  return _apply(model)(params, tables)
 
 
 @functools.cache
 def _apply(model):
-  return jax.jit(lambda params, items, tables: model.apply(
-    params, items, jnp.zeros(B, jnp.int32), tables)[0])
+  return jax.jit(lambda params, tables: model.apply(
+    params, ITEMS, jnp.zeros(B, jnp.int32), tables)[0])
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from recjax import spec
 
 TITLES = {"none": "MIP", "joint": "MIP + graph", "attributes": "MIP + attributes",
           "all": "MIP + graph + attributes"}
-FUSED = {"fused": "fused", "fusion": "fused in layers"}
+FUSED = {"fused": ("fused", "gate"), "fusion": ("fused in layers", "fusion")}  # run: title, g
 
 
 def get_config(arg=None):
@@ -39,7 +39,7 @@ def get_config(arg=None):
   for know, title in TITLES.items():
     _add(config, arg, know, title, f"mip_{know}" if know != "none" else "mip")
   if arg.vectors:
-    for know, title in FUSED.items():
+    for know, (title, _) in FUSED.items():
       config.runs[f"none_{know}"] = {"config": _path(arg, know, "tgt")}
       config.rows += ((f"no pre-training, {title}", f"none_{know}"),)
       _add(config, arg, know, f"MIP, {title}", f"mip_{know}")
@@ -70,10 +70,9 @@ def _size(arg):
 
 
 def _path(arg, know, data):
-  vectors = f",vectors={arg.vectors}" if know in FUSED else ""
-  if know == "fusion":
-    know = "fused,g=fusion"
-  return f"configs/knowledge_ml1m.py:know={know},data={data},size={_size(arg)}{vectors}"
+  if know in FUSED:
+    know = f"fused,vectors={arg.vectors},g={FUSED[know][1]}"
+  return f"configs/knowledge_ml1m.py:know={know},data={data},size={_size(arg)}"
 
 
 def _add(config, arg, know, title, name):

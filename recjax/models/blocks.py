@@ -102,29 +102,26 @@ class Block(nn.Module):
     x = self._attend("attention", x, mask, train)
     feed = lambda y: self._adapted("mlp", FeedForward(
       self.hidden, self.act, self.hidden_dropout, **self._start(), name="mlp")(y, train=train))
-    norm, drop = self._norm("mlp"), layers.Dropout(self.dropout)
-    if self.norm == "pre":
-      x = x + drop(feed(norm(x)), train=train)
-    elif self.norm == "post":
-      x = norm(x + drop(feed(x), train=train))
-    else:
-      y = norm(x)
-      x = y + drop(feed(y), train=train)
+    x = self._add("mlp", x, feed, train)
     return layers.Dropout(self.output_dropout)(x, train=train)
 
   def _attend(self, name, x, mask, train):
     """Returns x and what its positions read of each other."""
-    norm, drop = self._norm(name), layers.Dropout(self.dropout)
     attention = Attention(self.heads, self.attention_dropout, kernel=self.attention_kernel,
                           name=name, **self._start())
     attend = lambda y, source=None: self._adapted(
       name, attention(y, mask, source=source, train=train))
+    return self._add(name, x, attend, train, sourced=True)
+
+  def _add(self, name, x, part, train, *, sourced=False):
+    """Returns x and what `part` makes of it; if `sourced` that also reads x as it came."""
+    norm, drop = self._norm(name), layers.Dropout(self.dropout)
     if self.norm == "pre":
-      return x + drop(attend(norm(x)), train=train)
+      return x + drop(part(norm(x)), train=train)
     if self.norm == "post":
-      return norm(x + drop(attend(x), train=train))
+      return norm(x + drop(part(x), train=train))
     y = norm(x)
-    return y + attend(y, x)
+    return y + (part(y, x) if sourced else drop(part(y), train=train))
 
   def _start(self):
     return dict(initializer=self.initializer, dtype=self.dtype, patch=self.patch)
@@ -207,16 +204,15 @@ class Encoder(nn.Module):
     apply = lambda block, *inputs: block(*inputs, train=train)
     if self.remat:
       apply = nn.remat(apply)
-    plain = self.num_layers - (self.fused if entities is not None else 0)
+    vectors, known = entities or (None, None)
+    plain = self.num_layers - (self.fused if entities else 0)
     for index in range(self.num_layers):  # A python loop keeps block_i addressable by name.
       start = dict(self.block, patch=self.patch, name=f"block_{index}")
       if index < plain:
         x = apply(Block(**start), x, mask)
       else:
-        vectors, known = entities
         x, vectors = apply(FusionBlock(**start, last=index == self.num_layers - 1), x, mask,
                            vectors, known)
-        entities = vectors, known
       out[f"block_{index}"] = x
     if self.final_norm:
       x = nn.LayerNorm(epsilon=1e-6, dtype=x.dtype, name="final_norm")(x)

@@ -117,8 +117,9 @@ class SequenceTransformer(nn.Module):
     out = {"embedded": x}
     patch = patches.Patch(
       self.patch, patches.size(self.patch, self.patch_width, x.shape[-1]), self.patch_scale)
-    encoder = blocks.Encoder(self.num_layers, block, causal=self.causal, final_norm=self.final_norm,
-                      patch=patch, remat=self.remat, fused=self.fusion_blocks, name="encoder")
+    encoder = blocks.Encoder(
+      self.num_layers, block, causal=self.causal, final_norm=self.final_norm, patch=patch,
+      remat=self.remat, fused=self.fusion_blocks, name="encoder")
     if positions is not None and self._in_columns() and not self.is_initializing():
       x = columns.encode(
         patches.merge(self.variables["params"]["encoder"], self.patch_scale), x, items > 0,
