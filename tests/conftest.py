@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 
@@ -15,6 +16,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
+# The emitters of loops before MLIR's: half the time to compile.
+OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+
+
+def _xla_knows(flag):
+  """Returns whether this XLA has a flag; it ends the process where it does not."""
+  command = [sys.executable, "-c", "import jax; jax.devices()"]
+  return subprocess.run(command, env={**os.environ, "XLA_FLAGS": flag}, capture_output=True,
+                        check=False).returncode == 0
+
+
 def pytest_addoption(parser):
   parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
   parser.addoption("--optimized", action="store_true", help="compile everything as users do")
@@ -22,9 +34,13 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
   config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
-  # Programs of tests are tiny, their time is compilation. Commands that tests start inherit this.
-  if not config.getoption("--optimized"):
+  config.addinivalue_line("markers", "optimized: holds of programs as users compile them")
+  # Programs of tests are tiny, their time is compilation. Processes and commands of tests inherit
+  # this.
+  if not config.getoption("--optimized") and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    if _xla_knows(OLD_EMITTERS):
+      os.environ["XLA_FLAGS"] += " " + OLD_EMITTERS
   # Processes of one run, and what they start, compile a program once for all of them.
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = tempfile.TemporaryDirectory(prefix="recjax-tests-")
@@ -58,11 +74,15 @@ def _forget_programs():
     sys.modules["jax"].clear_caches()
 
 
-@pytest.fixture
-def compiled_for_users():
-  """For claims that hold of the very program that users run, such as equal bits."""
-  import jax  # Not at the top: many files need no jax.
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", False)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+  """Runs a test that is marked `optimized` in a process that compiles as users do."""
+  if "optimized" not in pyfuncitem.keywords or pyfuncitem.config.getoption("--optimized"):
+    return None
+  env = {name: value for name, value in os.environ.items()
+         if name not in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "PYTEST_ADDOPTS")}
+  env["XLA_FLAGS"] = env["XLA_FLAGS"].replace(OLD_EMITTERS, "")
+  command = [sys.executable, "-m", "pytest", "-q", "--optimized", "--slow", pyfuncitem.nodeid]
+  done = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, check=False)
+  assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
+  return True

@@ -120,8 +120,10 @@ def test_fail_joins_lines(capsys):
   assert capsys.readouterr().err == "error: one two\n"
 
 
-@pytest.mark.parametrize("entry", ["train", "evaluate", "study", "recommend", "prepare"])
-@pytest.mark.parametrize("arguments", [[], ["--no_such_flag=1"], ["stray"]])
+@pytest.mark.parametrize("entry,arguments", [
+  ("train", []), ("train", ["--no_such_flag=1"]), ("train", ["stray"]),
+  ("evaluate", []), ("study", ["stray"]), ("recommend", ["--no_such_flag=1"]),
+  ("prepare", []), ("prepare", ["stray"])])
 def test_entries_fail_clearly(entry, arguments, tmp_path):
   if not (ROOT / "recjax" / f"{entry}.py").is_file():
     pytest.skip(f"no recjax/{entry}.py")

@@ -45,7 +45,8 @@ def _losses(layouts, *, share=0.2, shards=2, room=12, **attributes):
   return [loss(params, layout) for layout in layouts]
 
 
-@pytest.mark.parametrize("norm,causal", [("pre", False), ("post", False), ("query", True)])
+@pytest.mark.parametrize("norm,causal", [
+  ("pre", False), pytest.param("post", False, marks=pytest.mark.slow), ("query", True)])
 def test_columns_equal_rows(norm, causal):
   (rows, rows_grad), (cols, cols_grad) = _losses(
     ("rows", "columns"), norm=norm, causal=causal, final_norm=causal,
@@ -55,7 +56,8 @@ def test_columns_equal_rows(norm, causal):
   assert max(np.abs(x).max() for x in jax.tree.leaves(rows_grad)) > 0.1
 
 
-@pytest.mark.parametrize("norm,causal", [("pre", True), ("query", False)])
+@pytest.mark.parametrize("norm,causal", [
+  pytest.param("pre", True, marks=pytest.mark.slow), ("query", False)])
 def test_fused_attention_is_the_written_out_one(norm, causal):
   kept = dict(norm=norm, causal=causal, heads=1, dropout=0.0)
   (plain, plain_grad), = _losses(("rows",), **kept)

@@ -29,6 +29,8 @@ def _fields(**fields):
   return {"data_dir": _data_dir(), **fields}
 
 
+@pytest.mark.slow
+@pytest.mark.optimized
 def test_a_run_on_shards_is_the_run_on_arrays(tmp_path, monkeypatch):
   monkeypatch.setattr(streams, "MAX_STEPS", 4)  # Stacks end where nothing is due.
   train.train_and_evaluate(tiny.config(**_fields()), tmp_path / "run")

@@ -93,6 +93,7 @@ def test_killed_at_random_moments(tmp_path, kind, code):
   tiny.assert_same_run(tmp_path / "run", reference)
 
 
+@pytest.mark.slow
 def test_the_command_survives_kill_9(tmp_path):
   said = _kill_until_done(tmp_path / "run", tiny.config(), kills=1, kind=signal.SIGKILL)
   assert said[0][0] in (-9, 0)
@@ -178,19 +179,19 @@ def test_keeps_latest_and_best_and_nothing_else():
 
 # Devices.
 
-def test_one_device_and_four_agree_and_take_over_from_each_other(tmp_path):
+@pytest.mark.parametrize("first,second", [(4, 1), pytest.param(1, 4, marks=pytest.mark.slow)])
+def test_one_device_and_four_agree_and_take_over_from_each_other(tmp_path, first, second):
   four, one = tiny.finished(), tiny.finished("tgt", ("num_devices", 1))
   a, b = tiny.state(four), tiny.state(one)
   for name in a:
     if name.startswith("params"):
       np.testing.assert_allclose(a[name], b[name], atol=2e-5, rtol=1e-4, err_msg=name)
-  for first, second in ((4, 1), (1, 4)):
-    workdir = tiny.interrupted(tmp_path / str(first), num_devices=first)
-    train.train_and_evaluate(tiny.config(num_devices=second), workdir)
-    c = tiny.state(workdir)
-    for name in a:
-      if name.startswith("params"):
-        np.testing.assert_allclose(a[name], c[name], atol=2e-5, rtol=1e-4, err_msg=name)
+  workdir = tiny.interrupted(tmp_path, num_devices=first)
+  train.train_and_evaluate(tiny.config(num_devices=second), workdir)
+  c = tiny.state(workdir)
+  for name in a:
+    if name.startswith("params"):
+      np.testing.assert_allclose(a[name], c[name], atol=2e-5, rtol=1e-4, err_msg=name)
 
 
 # Several processes.

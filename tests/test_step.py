@@ -96,7 +96,7 @@ def _assert_close(one, two, tolerance):
     np.testing.assert_allclose(two[name], x, atol=tolerance * scale, err_msg=name)
 
 
-@pytest.mark.usefixtures("compiled_for_users")
+@pytest.mark.optimized
 @pytest.mark.parametrize("setup", [dict(rate=0.3), dict(rate=0.3, devices=4)])
 def test_many_steps_in_a_call_are_as_many_calls_bit_for_bit(setup):
   start, run, resident = _setup(**setup)
@@ -232,7 +232,8 @@ def test_a_part_is_cut_to_the_fewest_columns_that_hold_it():
   assert found["columns"].tolist() == [0, 0, 1, 1, 0]  # (0, 1) and (2, 3) go together
 
 
-@pytest.mark.parametrize("devices,cuts", [(4, ()), (2, (3,))])
+@pytest.mark.parametrize("devices,cuts", [
+  (4, ()), pytest.param(2, (3,), marks=pytest.mark.slow)])
 def test_any_number_of_devices_agrees(devices, cuts):
   setup = dict(rate=0.3, cuts=cuts)
   one, sums = _train(4, micro_batches=4, **setup)

@@ -119,8 +119,9 @@ def test_transfer_is_not_repeated_on_resume(tmp_path, monkeypatch):
   monkeypatch.setattr(train, "transfer_from", lambda *_: pytest.fail("transferred again"))
   moved = {**fields, "transfer.checkpoint": str(tmp_path / "elsewhere" / tmp_path.name / "source")}
   train.train_and_evaluate(tiny.config(**moved), workdir)
+  got = tiny.state(workdir)
   for name, x in wanted.items():
-    assert np.array_equal(x, tiny.state(workdir)[name])
+    assert np.array_equal(x, got[name])
   assert (workdir / "restore_report.json").exists()
 
 

@@ -142,7 +142,8 @@ def command(workdir, config, module="recjax.train"):
 
 def start(command, *, devices=4, **env):
   """Starts a command from the project's root with simulated devices; returns the Popen."""
-  env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **env}
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+  env = {**os.environ, "XLA_FLAGS": flags, **env}
   return subprocess.Popen(command, cwd=ROOT, env=env, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
