@@ -138,11 +138,18 @@ class Scores:
       weights: float32 [S, C], 0 where there is no label; they get no gradient.
     """
     block = softmax.block(labels.size, len(self))
-    if self.table is None or self.shared or block is None:
+    product = None if block is None else self.as_product()
+    if product is None:
       picked, partition = self.against_all(labels)
       return jnp.sum((partition - picked) * weights)
-    return softmax.cross_entropy(self.x.reshape(-1, self.x.shape[-1]), *self._rows(),
-                                 labels.ravel(), weights.ravel(), self.axis, block)
+    x, table, bias = product
+    return softmax.cross_entropy(x.reshape(-1, x.shape[-1]), table, bias, labels.ravel(),
+                                 weights.ravel(), self.axis, block)
+
+  def as_product(self):
+    """Returns (x, rows of all ids, bias or None), inner products that differ from the scores by
+    what is the same for all ids; or None where this device does not have them."""
+    return None if self.table is None or self.shared else (self.x, *self._rows())
 
   def width(self):
     """Returns V: how many items are scored at once."""

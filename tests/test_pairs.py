@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from recjax import (
+  catalog,
   checkpoint,
   errors,
   experiment,
@@ -161,6 +162,27 @@ def test_softmax_over_all_items_in_blocks(monkeypatch):
   want, wanted = jax.jit(jax.value_and_grad(plain))(_params("neumf"))
   monkeypatch.setattr(pairwise.Pairs, "width", lambda self: 8)
   found, grads = jax.jit(jax.value_and_grad(loss))(_params("neumf"))
+  np.testing.assert_allclose(found, want, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, wanted)
+
+
+@pytest.mark.parametrize("barred", [False, True])
+@pytest.mark.parametrize("kind", ["dot", "bilinear", "gmf", "fm", "fields"])
+def test_softmax_of_an_inner_product_in_one_pass(kind, barred, monkeypatch):
+  labels, weights = np.array([[3], [20], [1], [9]], np.int32), np.array([[1], [2], [0.5], [1]])
+  out = (jnp.arange(N + 1) % 4 == 2) & barred
+  def loss(params, way):
+    readout = lambda scores: way(scores.without(out))
+    return _model(kind).apply({"params": params}, jnp.zeros((4, 1), jnp.int32),
+                              jnp.asarray(USERS), _tables(), readout=readout)[0]
+  def plain(scores):
+    picked, partition = scores.against_all(labels)
+    return jnp.sum((partition - picked) * weights)
+  want, wanted = jax.value_and_grad(loss)(_params(kind), plain)
+  monkeypatch.setattr(catalog.softmax, "block", lambda positions, items: 2)
+  monkeypatch.setattr(pairwise.Pairs, "against_all", lambda *_: pytest.fail("in two passes"))
+  found, grads = jax.value_and_grad(loss)(
+    _params(kind), lambda scores: scores.cross_entropy(labels, weights))
   np.testing.assert_allclose(found, want, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, wanted)
 

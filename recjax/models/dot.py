@@ -52,7 +52,7 @@ class Dot(pairwise.PairModel, nn.Module):
     return pairwise.score(
       x, lambda ids: jnp.take(item, ids, axis=0), pairwise.inner, cost=1,
       num_items=self.num_items, columns=items.shape[1], positions=positions, candidates=candidates,
-      readout=readout), {}
+      readout=readout, product=lambda x, rows: (x, rows, None)), {}
 
   def check(self):
     """Raises UserError where sizes do not fit together."""

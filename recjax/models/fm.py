@@ -74,7 +74,8 @@ class FM(pairwise.PairModel, nn.Module):
               + rows["constant"])
     return pairwise.score(
       x, describe, function, cost=1, num_items=self.num_items, columns=items.shape[1],
-      positions=positions, candidates=candidates, readout=readout), {}
+      positions=positions, candidates=candidates, readout=readout,
+      product=lambda x, rows: (x["vector"], rows["vector"], rows["constant"])), {}
 
   def _features(self, ids, tables, values):
     """Returns [..., F, W]: the rows of `values` of each item and of its attributes."""

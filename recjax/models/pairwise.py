@@ -28,6 +28,9 @@ class Pairs(catalog.Scores):
     describe  ids [...] -> tree of [..., W'], the other side of these ids
     function  (tree of [S, C, 1, W], tree of [S, C or 1, K, W'] or [V, W']) -> [S, C, K or V]
     cost      numbers that the function holds for one pair: what a block is as wide as
+    product   (x, rows described) -> (vectors [S, C, W], table [V, W], bias [V] or None) whose inner
+              products are the scores, but for what is the same for all items; None if it is no such
+              function
 
   Blocks keep [S, C, N + 1] times that from ever being there.
   """
@@ -35,6 +38,7 @@ class Pairs(catalog.Scores):
   describe: object = None
   function: object = None
   cost: int = 1
+  product: object = None
 
   def __len__(self):
     return self.count
@@ -43,8 +47,13 @@ class Pairs(catalog.Scores):
     def function(x, described):
       rows, gone = described
       return jnp.where(gone, catalog.BARRED, self.function(x, rows))
+    def product(x, described):
+      rows, gone = described
+      vectors, table, bias = self.product(x, rows)
+      return vectors, table, jnp.where(gone, catalog.BARRED, 0 if bias is None else bias)
     describe = lambda ids: (self.describe(ids), jnp.take(barred, ids))
-    return dataclasses.replace(self, describe=describe, function=function)
+    return dataclasses.replace(self, describe=describe, function=function,
+                               product=self.product and product)
 
   def all(self):
     def write(scores, found, ids, fresh):
@@ -64,6 +73,9 @@ class Pairs(catalog.Scores):
       return jax.nn.logsumexp(jnp.where(fresh, self.block(blocks, None, ids), -jnp.inf), axis=-1)
     parts = jax.lax.map(partition, jnp.arange(blocks.count))
     return self.of(labels[..., None])[..., 0].astype(jnp.float32), jax.nn.logsumexp(parts, axis=0)
+
+  def as_product(self):
+    return self.product and self.product(self.x, self.describe(jnp.arange(len(self))))
 
   def width(self):
     size = catalog.BLOCK.get(jax.default_backend(), catalog.BLOCK_ELSEWHERE)
@@ -144,7 +156,8 @@ def inner(x, rows):
   return jnp.sum(x * rows, axis=-1)
 
 
-def score(x, describe, function, *, cost, num_items, columns, positions, candidates, readout):
+def score(x, describe, function, *, cost, num_items, columns, positions, candidates, readout,
+          product=None):
   """Returns the scores of ids 0..N, or what `catalog.read` says.
 
   Args:
@@ -157,12 +170,13 @@ def score(x, describe, function, *, cost, num_items, columns, positions, candida
     positions: int32 [S, C], or None for every row: then scores are [B, 1, N + 1].
     candidates: see `catalog.read`.
     readout: likewise.
+    product: see `Pairs`.
   """
   def place(part):
     part = part[:, None]
     return part if positions is None else layers.select(part, positions // max(columns, 1))
   pairs = Pairs(jax.tree.map(place, x), describe=describe, function=function, cost=cost,
-                        count=num_items + 1)
+                product=product, count=num_items + 1)
   return catalog.read(pairs, candidates, readout)
 
 
