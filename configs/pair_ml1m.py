@@ -15,8 +15,8 @@ recall@10 of `uniform100_domain`. `full` ranks it among all items, which says mo
 
 The last one is NeuMF pre-trained: it starts with logits that are the average of both, and is tuned
 with SGD in the paper (--config.optim.name=sgd). Without the transfer it is trained from scratch.
-The paper has HR@10 .688 and NDCG@10 .410 with 8 factors, as remembered and not re-read; nothing
-has been measured here yet at these sizes.
+The paper has HR@10 .688 and NDCG@10 .410 with 8 factors, as remembered and not re-read;
+the README has what `size=cpu` gives.
 
 `size=full`: batches of 51 interactions, 255 pairs with their negatives, as the paper's of 256, and
 20 epochs. `size=cpu`: batches of 512, 20 epochs; after two, GMF stands at popularity.
