@@ -128,6 +128,7 @@ def test_share_of_a_clock():
 
 # Interrupted.
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_to_the_same_bits(tmp_path, monkeypatch):
   class Killed(BaseException):
     pass

@@ -97,7 +97,8 @@ def _assert_close(one, two, tolerance):
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("setup", [dict(rate=0.3), dict(rate=0.3, devices=4)])
+@pytest.mark.parametrize("setup", [
+  pytest.param(dict(rate=0.3), marks=pytest.mark.slow), dict(rate=0.3, devices=4)])
 def test_many_steps_in_a_call_are_as_many_calls_bit_for_bit(setup):
   start, run, resident = _setup(**setup)
   together, sums = run(start(), resident, np.int32(7))
