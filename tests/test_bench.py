@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import tiny
-from launch.bench import check, flops, gpu, processes, serving, settings, workload
+from launch.bench import check, flops, gpu, processes, serving, settings, startup, workload
 from launch.bench.contestants import recjax_step, table
-from recjax import experiment
+from recjax import errors, experiment
 
 SIZE = workload.Size(layers=2, width=8, heads=2, hidden=12, max_len=6, batch=8)
 
@@ -287,3 +287,32 @@ np.savez(sys.argv[1], scores=scores, **model.export())
   # At padding nothing is read.
   np.testing.assert_allclose(scores[0, 2:], expected[0, 2:], rtol=2e-4, atol=2e-5)
   np.testing.assert_allclose(scores[1], expected[1], rtol=2e-4, atol=2e-5)
+
+
+# Starting.
+
+STEPS = """
+import sys, time
+for line in sys.argv[1:]:
+  time.sleep(0.2)
+  print(line, file=sys.stderr, flush=True)
+"""
+
+
+def test_a_start_is_timed_and_ended():
+  command = [sys.executable, "-c", STEPS, "begin", "step 1/9 [..]", "step 2/9 [..]", *"x" * 1000]
+  start, step = startup.first_steps(command, dict(os.environ))
+  assert 0.4 <= start < 20 and 0.1 < step < 5  # Waiting for the rest would take 200 s.
+
+
+def test_a_start_that_fails_says_why():
+  with pytest.raises(errors.UserError, match="took no step: error: so and so"):
+    startup.first_steps([sys.executable, "-c", STEPS, "error: so and so"], dict(os.environ))
+
+
+@pytest.mark.slow
+def test_starts_of_a_command(tmp_path):
+  tiny.command(tmp_path / "tiny", tiny.config())
+  found = startup.measure(str(tmp_path / "tiny_config.py"), str(tiny.root() / "data"), 1)
+  assert 0 < found["step"] < found["warm"] < found["cold"] and found["imports"] < found["warm"]
+  assert found["cache_mb"] > 0
