@@ -19,7 +19,7 @@ the towers; `model=sconet` also keeps the connections sparse, by an L1 penalty w
     python -m recjax.train --config=configs/conet.py --workdir=runs/conet --config.data_dir=DATA
 
 The last item of a user tests, ranked among 99 unseen items of the domain (`uniform100_domain`;
-HR@10 is recall@10) and among all (`full`). Not measured here yet at these sizes.
+HR@10 is recall@10) and among all (`full`).
 
 Arguments: model=conet|sconet|mlp++|mlp, data=food_kitchen (to food from kitchen)|cold (the same,
 at most 5 training items a target user)|douban (to music from book), domain=tgt|src, size=full|cpu
