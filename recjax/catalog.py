@@ -147,8 +147,10 @@ class Scores:
                                  weights.ravel(), self.axis, block)
 
   def as_product(self):
-    """Returns (x, rows of all ids, bias or None), inner products that differ from the scores by
-    what is the same for all ids; or None where this device does not have them."""
+    """Returns (x, rows of all ids, bias or None), or None where this device does not have them.
+
+    Their inner products are the scores, but for what is the same for all ids.
+    """
     return None if self.table is None or self.shared else (self.x, *self._rows())
 
   def width(self):

@@ -121,9 +121,10 @@ def test_fail_joins_lines(capsys):
 
 
 @pytest.mark.parametrize("entry,arguments", [
-  ("train", []), ("train", ["--no_such_flag=1"]), ("train", ["stray"]),
-  ("evaluate", []), ("study", ["stray"]), ("recommend", ["--no_such_flag=1"]),
-  ("prepare", []), ("prepare", ["stray"])])
+  pytest.param(entry, arguments, marks=[pytest.mark.slow] * (number not in quick))
+  for entry, quick in (("train", (0, 1, 2)), ("evaluate", (0,)), ("study", (2,)),
+                       ("recommend", (1,)), ("prepare", (0, 2)))
+  for number, arguments in enumerate(([], ["--no_such_flag=1"], ["stray"]))])
 def test_entries_fail_clearly(entry, arguments, tmp_path):
   if not (ROOT / "recjax" / f"{entry}.py").is_file():
     pytest.skip(f"no recjax/{entry}.py")

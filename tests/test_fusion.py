@@ -108,6 +108,7 @@ def test_causal_layers_read_no_entity_of_the_future():
   assert changed[0, 2:].tolist() == [False, False, True, True]  # 3, 4, 5 and MASK
 
 
+@pytest.mark.optimized
 def test_every_parameter_is_used_and_remat_changes_nothing():
   model, params = _params()
   blocks_of = params["params"]["encoder"]
@@ -121,8 +122,7 @@ def test_every_parameter_is_used_and_remat_changes_nothing():
     if "missing" not in str(path):
       assert np.abs(leaf).max() > 0, path
   again = gradients(model.clone(remat=True))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6),
-               grads, again)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, again)
 
 
 def test_embedding_transfer_carries_what_projects_the_vectors():

@@ -58,10 +58,9 @@ class Process:
 
   def close(self):
     """Ends the process."""
-    with contextlib.suppress(OSError, ProcessLookupError):
+    with contextlib.suppress(OSError):
       self._process.stdin.close()
-      os.killpg(self._process.pid, signal.SIGKILL)
-    self._process.wait()
+    end(self._process)
     self._errors.close()
 
   def _reason(self):
@@ -69,6 +68,13 @@ class Process:
     self._errors.seek(0)
     lines = self._errors.read().decode(errors="replace").strip().splitlines()
     return (lines or [f"exit code {self._process.returncode}"])[-1][:300]
+
+
+def end(process):
+  """Ends a process that was started as a group of its own, and what it has started."""
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
 
 
 @contextlib.contextmanager
@@ -87,9 +93,7 @@ def paused(pids):
   try:
     yield
   finally:
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(guard.pid, signal.SIGKILL)
-    guard.wait()
+    end(guard)
     for pid in pids:
       with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)

@@ -8,10 +8,8 @@ Seconds from starting the process. `a step`, the median of what the second one t
 of them as well. `cache MB` is what the folder holds in the end.
 """
 
-import contextlib
 import os
 import pathlib
-import signal
 import statistics
 import subprocess
 import sys
@@ -45,7 +43,7 @@ def measure(config, data_dir, repeats):
   """Returns {"imports", "cold", "warm", "step": seconds, "cache_mb": MB}.
 
   Raises:
-    UserError: a process ended before its first step.
+    UserError: a process ended before its second step.
   """
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
@@ -68,21 +66,20 @@ def first_steps(command, environment):
   Then ends it.
   """
   moments, said = [time.monotonic()], ""
-  process = subprocess.Popen(command, cwd=processes.ROOT, env=environment, text=True,
-                             start_new_session=True, stderr=subprocess.PIPE,
-                             stdout=subprocess.DEVNULL)
-  try:
-    for line in process.stderr:
-      if line.startswith(("step 1/", "step 2/")):
-        moments.append(time.monotonic())
-      if len(moments) == 3:
-        return moments[1] - moments[0], moments[2] - moments[1]
-      said = line.strip() or said
-    raise errors.UserError(f"{' '.join(command[1:4])} took no step: {said}")
-  finally:
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+  with subprocess.Popen(command, cwd=processes.ROOT, env=environment, text=True,
+                        start_new_session=True, stderr=subprocess.PIPE,
+                        stdout=subprocess.DEVNULL) as process:
+    try:
+      for line in process.stderr:
+        if line.startswith(("step 1/", "step 2/")):
+          moments.append(time.monotonic())
+        if len(moments) == 3:
+          return moments[1] - moments[0], moments[2] - moments[1]
+        said = line.strip() or said
+    finally:
+      processes.end(process)
+  took = ("no", "one")[len(moments) - 1]
+  raise errors.UserError(f"{' '.join(command[1:4])} took {took} step: {said}")
 
 
 if __name__ == "__main__":

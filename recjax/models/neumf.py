@@ -137,8 +137,6 @@ class NeuMF(pairwise.PairModel, nn.Module):
       found["mlp"] = MLP(**common, num_layers=self.num_layers, name="mlp")(
         users, tables, train=train)
 
-    product = lambda x, rows: (x["gmf"], rows["gmf"], None)
-
     def function(x, rows):
       return sum(part(x[name], rows[name]) for name, (_, _, part) in found.items())
     return pairwise.score(
@@ -146,7 +144,7 @@ class NeuMF(pairwise.PairModel, nn.Module):
       lambda ids: {name: describe(ids) for name, (_, describe, _) in found.items()}, function,
       cost=self.factors << self.num_layers if self.costly else 1, num_items=self.num_items,
       columns=items.shape[1], positions=positions, candidates=candidates, readout=readout,
-      product=product if self.parts == ("gmf",) else None), {}
+      product=None if self.costly else lambda x, rows: (x["gmf"], rows["gmf"], None)), {}
 
   @property
   def costly(self):
