@@ -44,18 +44,6 @@ sys.path.insert(0, str(ROOT))
 from recjax import cli, cohort_plan, errors, spec, trials  # noqa: E402
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("config", None, "Config file, FILE.py or FILE.py:arg.")
-flags.DEFINE_string("workdir", None, "Folder of the trials' folders.")
-flags.DEFINE_string("data_dir", None, "Folder of the prepared data sets.")
-flags.DEFINE_integer("jobs", 1, "Trials at once.", lower_bound=1)
-flags.DEFINE_list("gpus", [], "Ids of GPUs, such as 0,1: each trial running gets one of them.")
-flags.DEFINE_integer("tries", 100, "Starts of one trial that is preempted.", lower_bound=1)
-flags.DEFINE_boolean("dry_run", False, "Print the commands only.")
-flags.DEFINE_integer("print_line", None, "Print only this command, counted from 1.", lower_bound=1)
-
-flags.DEFINE_boolean("table", False, "Write and print the table of trials only.")
-flags.DEFINE_integer("cohort", 1, "Trials of one command, where they fit.", lower_bound=1)
-
 LONGEST_NAME = 120  # characters; file systems stop at 255 bytes
 
 
@@ -263,4 +251,15 @@ def _last_line(path, about):
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("config", None, "Config file, FILE.py or FILE.py:arg.")
+  flags.DEFINE_string("workdir", None, "Folder of the trials' folders.")
+  flags.DEFINE_string("data_dir", None, "Folder of the prepared data sets.")
+  flags.DEFINE_integer("jobs", 1, "Trials at once.", lower_bound=1)
+  flags.DEFINE_list("gpus", [], "Ids of GPUs, such as 0,1: each trial running gets one of them.")
+  flags.DEFINE_integer("tries", 100, "Starts of one trial that is preempted.", lower_bound=1)
+  flags.DEFINE_boolean("dry_run", False, "Print the commands only.")
+  flags.DEFINE_integer("print_line", None, "Print only this command, counted from 1.",
+                       lower_bound=1)
+  flags.DEFINE_boolean("table", False, "Write and print the table of trials only.")
+  flags.DEFINE_integer("cohort", 1, "Trials of one command, where they fit.", lower_bound=1)
   cli.run(main)

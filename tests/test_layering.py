@@ -258,3 +258,15 @@ def test_violation_is_found(module, source):
 ])
 def test_permitted_is_not_found(module, source):
   assert violations(module, source, NAMES) == []
+
+
+def _defines_on_import(source):
+  return [node for node in ast.parse(source).body
+          if isinstance(node, ast.Expr) and "flags.DEFINE_" in ast.unparse(node)]
+
+
+def test_flags_are_defined_only_when_a_command_runs():
+  # Two modules with a flag of one name could not be imported by the same process.
+  assert _defines_on_import("from absl import flags\nflags.DEFINE_string('a', None, 'b')")
+  files = [*ROOT.rglob("*.py"), *(ROOT.parent / "launch").rglob("*.py")]
+  assert [file for file in files if _defines_on_import(file.read_text())] == []

@@ -42,11 +42,6 @@ CASES = {
   "in_batch_rows": (dict(SAMPLED, proposal="in_batch"), True),
 }
 USERS, LENGTH, BATCH, WIDTH = 2000, 50, 64, 64
-flags.DEFINE_list("items", ["4000", "40000", "400000", "4000000"], "Sizes of the catalog.")
-flags.DEFINE_list("cases", list(CASES), "Rows of the table.")
-flags.DEFINE_float("seconds", 5.0, "How long each case takes steps, at least one.")
-flags.DEFINE_enum("output", "tied", ["tied", "untied"], "Whether the head has a table of its own.")
-flags.DEFINE_string("run", None, "Measures this case for one size; for the program's own use.")
 
 
 def main(_):
@@ -133,4 +128,10 @@ def generate(folder, items):
 
 
 if __name__ == "__main__":
+  flags.DEFINE_list("items", ["4000", "40000", "400000", "4000000"], "Sizes of the catalog.")
+  flags.DEFINE_list("cases", list(CASES), "Rows of the table.")
+  flags.DEFINE_float("seconds", 5.0, "How long each case takes steps, at least one.")
+  flags.DEFINE_enum("output", "tied", ["tied", "untied"],
+                    "Whether the head has a table of its own.")
+  flags.DEFINE_string("run", None, "Measures this case for one size; for the program's own use.")
   app.run(main)

@@ -31,10 +31,6 @@ from recjax import cli, errors, spec  # noqa: E402
 FLAGS = flags.FLAGS
 SIDES = ("one by one", "map", "vmap")
 PARTS = ("compile_s", "train_s", "evaluate_s")
-flags.DEFINE_integer("members", 5, "How many runs.", lower_bound=2)
-flags.DEFINE_integer("rounds", 1, "How often each side is timed.", lower_bound=1)
-flags.DEFINE_enum("side", None, SIDES, "Runs this side; for the program's own use.")
-flags.DEFINE_string("workdir", None, "Folder of the side's runs; for the program's own use.")
 
 
 def main(_):
@@ -104,4 +100,8 @@ def table(found):
 
 if __name__ == "__main__":
   cli.define_config("config")
+  flags.DEFINE_integer("members", 5, "How many runs.", lower_bound=2)
+  flags.DEFINE_integer("rounds", 1, "How often each side is timed.", lower_bound=1)
+  flags.DEFINE_enum("side", None, SIDES, "Runs this side; for the program's own use.")
+  flags.DEFINE_string("workdir", None, "Folder of the side's runs; for the program's own use.")
   cli.run(main)

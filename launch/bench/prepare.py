@@ -27,10 +27,6 @@ BLOCK = 1 << 20
 ITEMS = 50_000
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("rows", 5_000_000, "How many interactions.", lower_bound=1000)
-flags.DEFINE_integer("shards", 8, "Files to write; 0 writes arrays.", lower_bound=0)
-flags.DEFINE_enum("form", "parquet", ("parquet", "csv"), "Of the interactions.")
-flags.DEFINE_string("folder", None, "Where to do it; a temporary folder by default.")
 
 
 def main(_):
@@ -94,4 +90,8 @@ def size_mb(path):
 
 
 if __name__ == "__main__":
+  flags.DEFINE_integer("rows", 5_000_000, "How many interactions.", lower_bound=1000)
+  flags.DEFINE_integer("shards", 8, "Files to write; 0 writes arrays.", lower_bound=0)
+  flags.DEFINE_enum("form", "parquet", ("parquet", "csv"), "Of the interactions.")
+  flags.DEFINE_string("folder", None, "Where to do it; a temporary folder by default.")
   app.run(main)

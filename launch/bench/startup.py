@@ -24,10 +24,6 @@ from recjax import errors
 
 IMPORTS = "import sys, recjax.train; print('step 1/2\\nstep 2/2', file=sys.stderr)"
 FLAGS = flags.FLAGS
-flags.DEFINE_string("data_dir", None, "Of the prepared data set ml1m and its domains.")
-flags.DEFINE_list("configs", ["configs/sasrec_ml1m.py", "configs/bert4rec_ml1m.py",
-                              "configs/caser_ml1m.py", "configs/pair_ml1m.py"], "Config files.")
-flags.DEFINE_integer("repeats", 3, "Starts with a filled cache.", lower_bound=1)
 
 
 def main(_):
@@ -83,4 +79,8 @@ def first_steps(command, environment):
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("data_dir", None, "Of the prepared data set ml1m and its domains.")
+  flags.DEFINE_list("configs", ["configs/sasrec_ml1m.py", "configs/bert4rec_ml1m.py",
+                                "configs/caser_ml1m.py", "configs/pair_ml1m.py"], "Config files.")
+  flags.DEFINE_integer("repeats", 3, "Starts with a filled cache.", lower_bound=1)
   cli.run(main)

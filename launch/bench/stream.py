@@ -21,8 +21,6 @@ from absl import app, flags
 from launch.bench import prepare
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("held", 4, "Shards that are mixed at once.", lower_bound=1)
-flags.DEFINE_string("data_dir", None, "Of the data; for the program's own use.")
 
 
 def main(_):
@@ -62,4 +60,6 @@ def measure(data_dir, held):
 
 
 if __name__ == "__main__":
+  flags.DEFINE_integer("held", 4, "Shards that are mixed at once.", lower_bound=1)
+  flags.DEFINE_string("data_dir", None, "Of the data; for the program's own use.")
   app.run(main)
