@@ -20,7 +20,8 @@ Models:
   oppermann  the survey's DACF, as its repository: 256-128-256 sigmoid, Adam 5e-4, batch 16
   nvidia     Kuchaiev & Ginsburg 2017: 512-512-1024-512-512 SELU, dropout 0.8 on the code, one dense
              re-feeding a step, SGD 0.005 with momentum 0.9, batch 128
-  recjax     ours: one hidden layer explains what item and user biases leave, of hidden ratings
+  recjax     ours: one hidden layer explains what item and user biases leave, of hidden ratings;
+             --config.model.biases=false does without them, =true gives them to oppermann
 
 Other arguments: size=full|cpu (narrower bert4rec and nvidia); extra: the autoencoders also read
 what the target's users rated in the source domain's train split; items: both forms of bert4rec
@@ -81,7 +82,8 @@ def _bert4rec_recjax(config, small):
 
 def _oppermann(config, small):
   del small  # It is.
-  config.model.update(name="autoencoder", variant="oppermann", widths=(256, 128, 256))
+  config.model.update(name="autoencoder", variant="oppermann", widths=(256, 128, 256),
+                      biases=False)
   config.objective.name = "autoencode"
   config.batch_size = 16
   config.optim.lr = 5e-4
@@ -100,7 +102,8 @@ def _nvidia(config, small):
 
 def _recjax(config, small):
   del small
-  config.model.update(name="autoencoder", variant="recjax", widths=(64,), dropout=0.5)
+  config.model.update(name="autoencoder", variant="recjax", widths=(64,), dropout=0.5,
+                      biases=True)
   config.objective.name = "masked_rating"
   config.objective.masked_rating.rate = 0.5
   config.batch_size = 64

@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 import pathlib
+import types
 
 import ml_collections
 
@@ -54,8 +55,18 @@ def steps_per_epoch(examples, batch_size):
   return -(-examples // batch_size)
 
 
+class Arguments(types.SimpleNamespace):
+  """What a config file was given: `arg.name` or `arg["name"]`.
+
+  It has no methods: those of a dict would hide arguments of their names, such as `items`.
+  """
+
+  def __getitem__(self, name):
+    return vars(self)[name]
+
+
 def parse_arg(arg, **defaults):
-  """Returns a ConfigDict of `defaults` overridden by `arg`, written "name=value,flag,...".
+  """Returns Arguments: `defaults` overridden by `arg`, written "name=value,flag,...".
 
   A bare name means True. Values take the type of the default they replace. Unknown names are
   errors.
@@ -66,7 +77,7 @@ def parse_arg(arg, **defaults):
     if name not in defaults:
       raise errors.UserError(f"unknown config argument {name!r}; there are {', '.join(defaults)}")
     values[name] = _as_type_of(defaults[name], text if "=" in part else "true", name)
-  return ml_collections.ConfigDict(values)
+  return Arguments(**values)
 
 
 def load_config(spec):

@@ -69,10 +69,15 @@ def test_the_whole_has_no_share_of_itself():
 def test_parse_arg_keeps_types():
   arg = spec.parse_arg("lr=2,epochs=7,big,data=tgt", lr=0.5, epochs=1, big=False, data="src",
                        small=True)
-  assert arg.to_dict() == {"lr": 2.0, "epochs": 7, "big": True, "data": "tgt", "small": True}
+  assert vars(arg) == {"lr": 2.0, "epochs": 7, "big": True, "data": "tgt", "small": True}
   assert isinstance(arg.lr, float)
   for empty in (None, ""):
-    assert spec.parse_arg(empty, a=1).to_dict() == {"a": 1}
+    assert vars(spec.parse_arg(empty, a=1)) == {"a": 1}
+
+
+def test_arguments_may_be_called_as_a_dicts_methods():
+  arg = spec.parse_arg("", items=False, keys=1)
+  assert arg.items is False and arg["keys"] == 1
 
 
 @pytest.mark.parametrize("text,value", [("big=false", False), ("big=0", False), ("big=True", True)])

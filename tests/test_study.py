@@ -259,8 +259,9 @@ def test_missing_data_tell_the_command(tmp_path):
 
 
 @pytest.mark.parametrize("name, seeds, names, runs, model", [
-  ("demo.py", 3, 7, 17, ""), ("table2.py", 5, 32, 156, "bert4rec_meta_"),
-  ("table2.py:cpu", 5, 32, 124, "bert4rec_meta_")])
+  ("demo.py", 3, 7, 17, ""), ("table2.py", 5, 33, 161, "bert4rec_meta_"),
+  ("table2.py:cpu", 5, 33, 129, "bert4rec_meta_"), ("table2.py:proof", 1, 33, 33, "bert4rec_meta_"),
+  ("food_kitchen.py:proof", 1, 15, 15, "bert4rec_")])
 def test_the_shipped_studies_are_well_formed(name, seeds, names, runs, model):
   config = spec.load_config(str(ROOT / "configs/studies" / name))
   with config.unlocked():
@@ -271,6 +272,33 @@ def test_the_shipped_studies_are_well_formed(name, seeds, names, runs, model):
   assert len(order) == names
   assert order.index(f"{model}source_mip") < order.index(f"{model}model_mip")
   assert len(study_plan.plan(config, "w")) == runs
+
+
+STUDIES = sorted(path.stem for path in (ROOT / "configs/studies").glob("*.py")
+                 if path.stem not in ("common", "table1"))  # which have no runs
+
+
+@pytest.mark.parametrize("file", [
+  pytest.param(f"{name}.py{size}", marks=[pytest.mark.slow] * (f"{name}{size}" == "matrix"))
+  for name in STUDIES for size in ("", ":cpu")
+  if f"{name}{size}" not in ("demo:cpu", "caser_legacy:cpu")])
+def test_every_run_of_every_study_can_be_configured(file):
+  config = spec.load_config(str(ROOT / "configs/studies" / file))
+  with config.unlocked():
+    config.data_dir = "anywhere"
+  study_plan.check(config)
+  assert study_plan.plan(config, "w")
+
+
+def test_ratings_have_rows_that_say_why():
+  config, proof = (spec.load_config(str(ROOT / f"configs/studies/table3.py:{size}"))
+                   for size in ("cpu", "proof"))
+  for table, runs in ((config, 64), (proof, 16)):
+    with table.unlocked():
+      table.data_dir = "anywhere"
+    study_plan.check(table)
+    assert len(study_plan.plan(table, "w")) == runs
+  assert config.runs.oppermann_biases.overrides == (("model.biases", True),)
 
 
 def test_a_table_of_data_is_a_study_without_runs():

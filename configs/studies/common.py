@@ -38,6 +38,15 @@ def study(title, *, prepare, seeds, headline=("ndcg@10", "recall@10", "mrr"), ov
   return config
 
 
+def proof(config, title):
+  """Cuts a study to three steps a run and a single seed, to see that each of its rows runs."""
+  config.update(title=f"{title}, three steps a row", seeds=(0,), overrides=(
+    *config.overrides, ("total_epochs", None), ("total_steps", 3), ("eval.every_epochs", None),
+    ("eval.every_steps", 3), ("eval.max_users", 256)))
+  for run in config.runs.values():
+    run.update({field: (0,) for field in ("seeds", "source_seeds") if field in run})
+
+
 def transfer_study(title, *, prepare, source, target, seeds, source_seeds=None):
   """Returns a study of {none, embedding, model} x {NIP, MIP} pre-training, tuned with NIP.
 

@@ -1,7 +1,8 @@
 """Table 2's study on a second pair of domains, Amazon Kitchen to Food: only the configs differ.
 
 Grid: {Caser, BERT4Rec} x {none, embedding, model} x {NIP, MIP}, ten rows (there is no metadata),
-and ItemKNN. `:cpu` as in configs/studies/table2.py; `reverse` transfers from Food to Kitchen.
+and ItemKNN. `:cpu` and `:proof` as in configs/studies/table2.py; `reverse` transfers from Food to
+Kitchen.
 
     python -m recjax.prepare --config=configs/data/food_kitchen.py --raw_dir=RAW --data_dir=DIR
     python -m recjax.study --config=configs/studies/food_kitchen.py:cpu --workdir=W \\
@@ -15,12 +16,13 @@ from recjax import spec
 
 def get_config(arg=None):
   """Returns the study's config; see the module's docstring for `arg`."""
-  arg = spec.parse_arg(arg, cpu=False, reverse=False)
+  arg = spec.parse_arg(arg, cpu=False, proof=False, reverse=False)
   size = "cpu" if arg.cpu else "full"
   tail = "data={data},size={size}" + ",reverse" * arg.reverse
+  title = ("Transfer by pre-training, Amazon "
+           f"{'Food to Kitchen' if arg.reverse else 'Kitchen to Food'}")
   config = table2.grid(
-    f"Transfer by pre-training, Amazon {'Food to Kitchen' if arg.reverse else 'Kitchen to Food'} "
-    f"(size {size})",
+    f"{title} (size {size})",
     configs={"caser": f"configs/caser_food_kitchen.py:{tail},task={{task}}",
              "bert4rec": f"configs/bert4rec_food_kitchen.py:{tail}"},
     size=size, metas=("none",), share_sources=arg.cpu)
@@ -28,4 +30,6 @@ def get_config(arg=None):
   target = "kitchen_tgt" if arg.reverse else "food_tgt"
   config.runs.item_knn = {"config": f"configs/item_knn.py:dataset={target}", "seeds": (0,)}
   config.rows += (("ItemKNN", "item_knn"),)
+  if arg.proof:
+    common.proof(config, f"{title} at full size")
   return config
