@@ -34,7 +34,4 @@ def train_as(config, variant):
     config.optim.b2 = 0.98
     config.objective.causal_next_item.update(criterion="bce", num_negatives=1, unseen=True)
   elif variant == "gsasrec":
-    # Gradients of the first steps, with all scores near 0, are hundreds of times the later ones:
-    # Adam's usual 0.999 would remember them for ten thousand steps.
-    config.optim.b2 = 0.98
     config.objective.causal_next_item.update(criterion="gbce", num_negatives=256, calibration=0.75)

@@ -11,6 +11,7 @@ from recjax import errors
 from recjax import models
 from recjax import trees
 from recjax.models import layers
+from recjax.objectives import losses
 
 N, U, T, B = 30, 9, 8, 3
 MASK = N + 1
@@ -151,6 +152,22 @@ def test_parameter_paths_are_an_interface(kind, embed, others):
   want = [f"embed/{name}" for name in embed] + others
   want += _block(index=0, attention=attention) + _block(index=1, attention=attention)
   assert sorted(trees.flatten(_params(kind))) == sorted(want)
+
+
+@pytest.mark.parametrize("labels", [0, 2])
+def test_gsasrec_starts_where_equal_scores_cost_least(labels):
+  model = models.make(name="sasrec", variant="gsasrec", **SMALL, num_items=N, num_users=U,
+                      labels=labels, field_rows={})
+  biases = model.init(jax.random.key(0), **model.example_inputs(), tables={})["params"]["head"][
+    "scores"]["bias"]
+  if labels:  # classes in place of items
+    assert np.abs(biases).max() < 1
+    return
+  assert len(set(np.asarray(biases).tolist())) == 1
+  # The gradient of beta softplus(-b) + K softplus(b), with MovieLens-1M's items.
+  beta = losses.calibrated_beta(0.75, num_negatives=256, offered=3416)
+  seen = jax.nn.sigmoid(biases[0])
+  np.testing.assert_allclose(beta * (1 - seen), 256 * seen, rtol=0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -35,8 +35,8 @@ def table_init(name):
           "glorot": nn.initializers.glorot_uniform(), "caser": narrow}[name]
 
 
-def dense(features, *, initializer, name, fan_in, dtype):
-  """Returns a Dense layer whose start follows `initializer`.
+def dense(features, *, initializer, name, fan_in, dtype, bias=None):
+  """Returns a Dense layer whose start follows `initializer`, or whose biases all start at `bias`.
 
   "torch": kernel and bias U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch.nn.Linear's default.
   "bert": kernel N(0, 0.02) cut at 2 sigma, bias 0 (Devlin et al. 2019).
@@ -44,14 +44,16 @@ def dense(features, *, initializer, name, fan_in, dtype):
   "peterrec": kernel N(0, 0.01), bias 0.1 (the softmax of Yuan et al. 2020).
   """
   if initializer == "peterrec":
-    return nn.Dense(features, kernel_init=nn.initializers.normal(0.01), name=name, dtype=dtype,
-                    bias_init=nn.initializers.constant(0.1))
-  if initializer == "torch":
+    kernel, start = nn.initializers.normal(0.01), nn.initializers.constant(0.1)
+  elif initializer == "torch":
     bound = 1 / math.sqrt(fan_in)
-    uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+    kernel = start = lambda key, shape, dtype=jnp.float32: jax.random.uniform(
       key, shape, dtype, -bound, bound)
-    return nn.Dense(features, kernel_init=uniform, bias_init=uniform, name=name, dtype=dtype)
-  return nn.Dense(features, kernel_init=table_init(initializer), name=name, dtype=dtype)
+  else:
+    kernel, start = table_init(initializer), nn.initializers.zeros_init()
+  if bias is not None:
+    start = nn.initializers.constant(bias)
+  return nn.Dense(features, kernel_init=kernel, bias_init=start, name=name, dtype=dtype)
 
 
 class Dropout(nn.Module):
@@ -125,12 +127,13 @@ class LinearHead(nn.Module):
   num_items: int
   initializer: str
   dtype: jnp.dtype
+  bias: float | None = None  # where its biases start, if not as `initializer` says
 
   @nn.compact
   def __call__(self, x, candidates=None, readout=None):
     """Returns [..., N + 1], or what `catalog.read` says."""
     layer = dense(self.num_items + 1, initializer=self.initializer, fan_in=x.shape[-1],
-                  name="scores", dtype=self.dtype)
+                  name="scores", dtype=self.dtype, bias=self.bias)
     if self.is_initializing():
       return layer(x)
     weights = layer.variables["params"]
@@ -198,8 +201,8 @@ class Heads(nn.Module):
     return scores if dict(self.responses)[name] else scores[..., 0]
 
 
-def score_items(x, table, *, output, num_items, initializer, dtype, labels=0, candidates=None,
-                readout=None):
+def score_items(x, table, *, output, num_items, initializer, dtype, labels=0, bias=None,
+                candidates=None, readout=None):
   """Returns scores of ids 0..N, or what `catalog.read` says, from a head named "head".
 
   Inside a model's compact method only: the head is a submodule of the caller.
@@ -212,6 +215,7 @@ def score_items(x, table, *, output, num_items, initializer, dtype, labels=0, ca
     initializer: of INITIALIZERS.
     dtype: what is computed in.
     labels: L, if classes 1..L are scored in place of items, by an untied head.
+    bias: where the biases of an untied head start, if not as `initializer` says.
     candidates: see `catalog.read`.
     readout: likewise.
   """
@@ -219,7 +223,7 @@ def score_items(x, table, *, output, num_items, initializer, dtype, labels=0, ca
     output, num_items = "untied", labels
   common = dict(initializer=initializer, dtype=dtype, name="head")
   if output == "untied":
-    return LinearHead(num_items, **common)(x, candidates, readout)
+    return LinearHead(num_items, **common, bias=bias)(x, candidates, readout)
   full = output == "tied_transform"
   return TiedHead(num_items, **common, transform=full, bias=full)(x, table, candidates, readout)
 

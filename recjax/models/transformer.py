@@ -53,6 +53,7 @@ class SequenceTransformer(nn.Module):
   extra_tokens: int = 0
   output: str = "untied"  # untied, tied (bare dot product) or tied_transform
   initializer: str = "torch"
+  head_bias: float | None = None  # where biases of an untied head start; None: see `initializer`
   causal: bool = False
   labels: int = 0  # classes that are scored in place of items; 0: items
   patch: str = "none"
@@ -137,8 +138,8 @@ class SequenceTransformer(nn.Module):
   def _score(self, x, table, candidates, readout):
     return layers.score_items(
       x, table, output=self.output, num_items=self.num_items, labels=self.labels,
-      candidates=candidates, readout=readout, initializer=self.initializer,
-      dtype=jnp.dtype(self.dtype))
+      bias=None if self.labels else self.head_bias, candidates=candidates, readout=readout,
+      initializer=self.initializer, dtype=jnp.dtype(self.dtype))
 
   def _in_columns(self):
     return self.layout == "columns" or (
