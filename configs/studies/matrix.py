@@ -25,9 +25,8 @@ row gains over `none` of its backbone, and in which slices of users and items it
 Full size: all of it, five seeds with a pre-training each, for a GPU. `:cpu`: two layers of 64 on
 the last 20 items of a user, one pre-training (8 epochs, Caser 2) for each backbone and objective,
 three seeds of 4 epochs, the tasks `items` and `gender` (and `next` for Caser), one kind of patch a
-backbone: 178 runs, made to take about 40 minutes of one core. That is an estimate from the speed of
-similar runs; neither size has been run. So few epochs say which ways differ much, not how good any
-of them can get.
+backbone: 178 runs, 62 minutes of one core (README.md has its numbers; the full size has not been
+run). So few epochs say which ways differ much, not how good any of them can get.
 
 Each list is an argument, with + between names: `matrix.py:cpu,tasks=age+occupation,patches=lora`.
 Tasks that differ in the label alone (gender, age, occupation) are trained in one program.
