@@ -181,7 +181,11 @@ def put_state(state, sharding):
 
 
 class Preemption:
-  """Notices SIGTERM while its `with` block runs; in a multi-host run, on any host."""
+  """Notices SIGTERM while its `with` block runs; in a multi-host run, on any host.
+
+  A block inside another one is told what that one was, and tells it in turn: a run of a study may
+  have yet to begin, or may just have ended.
+  """
 
   def __init__(self):
     self._asked = threading.Event()
@@ -190,18 +194,35 @@ class Preemption:
   def __enter__(self):
     # Handlers belong to the main thread; jax.distributed installs one of its own.
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-      self._previous = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
+      self._previous = signal.signal(signal.SIGTERM, self._ask)
+      if self._outer and self._outer.asked:
+        self._ask()
     return self
 
   def __exit__(self, *_):
     if self._previous is not None:
       signal.signal(signal.SIGTERM, self._previous)
+      if self.asked and self._outer:
+        self._outer._ask()
+
+  def _ask(self, *_):
+    self._asked.set()
+
+  @property
+  def _outer(self):
+    owner = getattr(self._previous, "__self__", None)
+    return owner if isinstance(owner, Preemption) else None
+
+  @property
+  def asked(self):
+    """Returns whether this process was told to leave."""
+    return self._asked.is_set()
 
   def requested(self, step):
     """Returns whether the run should save and leave at `step`; all hosts get the same answer."""
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
-    return self._asked.is_set()
+    return self.asked
 
 
 def constrain_rows(tree, mesh):

@@ -46,7 +46,7 @@ def run_study(config, workdir, *, train=None, train_together=None, only=(), repo
   Raises:
     UserError: the study is not well-formed, data are missing, or a run in `workdir` was made with
       another config. All of it is found before anything runs.
-    Preempted: passed on from a run; the same call resumes it.
+    Preempted: passed on from a run, or a SIGTERM came as one ended; the same call goes on.
   """
   workdir = pathlib.Path(workdir)
   study_plan.check(config)
@@ -83,10 +83,19 @@ def run_study(config, workdir, *, train=None, train_together=None, only=(), repo
 
 def _run_all(jobs, cohorts, train, together, save):
   """Returns {job key: state}; saves them and prints a line as each run ends."""
+  from recjax import partition  # Here, because a report of finished runs needs no jax.
+
+  with partition.Preemption() as preemption:
+    return _run_until(preemption, jobs, cohorts, train, together, save)
+
+
+def _run_until(preemption, jobs, cohorts, train, together, save):
   states, waiting = {}, list(jobs)
   names = {job.key: f"[{number}/{len(jobs)}] {job.name} seed {job.seed}"
            for number, job in enumerate(jobs, 1)}
   while waiting:
+    if preemption.asked:
+      raise errors.Preempted(f"{len(waiting)} runs are left; run the same command to go on")
     chosen = cohorts.next(waiting)
     done = _run_together(chosen, together, names) if len(chosen) > 1 else {}
     for job in chosen:

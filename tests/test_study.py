@@ -1,14 +1,16 @@
 """The graph of runs: what is refused at once, what is skipped, and what a failure blocks."""
 
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
 import fake_runs
 import pytest
 
-from recjax import errors, plots, report, spec, study, study_plan
+from recjax import errors, partition, plots, report, spec, study, study_plan
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -117,6 +119,30 @@ def test_a_failure_blocks_what_transfers_from_it_and_nothing_else(tmp_path, caps
   # The failure is remembered, and mended by the next start.
   assert states(run(config, tmp_path, report_only=True))["model", 0] == "failed"
   assert run(config, tmp_path)["finished"]
+
+
+def test_a_signal_that_comes_as_a_run_ends_stops_the_study(tmp_path):
+  config, calls = fake_runs.make_study(tmp_path), []
+  trainer = fake_runs.make_trainer(calls=calls)
+  def train(config, workdir):
+    with partition.Preemption():  # as a run has it, which ends before it looks again
+      os.kill(os.getpid(), signal.SIGTERM)
+    trainer(config, workdir)
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(errors.Preempted, match="14 runs are left; run the same command"):
+    study.run_study(config, tmp_path / "w", train=train)
+  assert len(calls) == 1 and signal.getsignal(signal.SIGTERM) is before
+  assert run(config, tmp_path, calls=calls)["finished"] and len(calls) == 15
+
+
+def test_a_signal_that_comes_before_a_run_looks_for_it_is_seen_then(tmp_path):
+  def train(config, workdir):
+    os.kill(os.getpid(), signal.SIGTERM)  # as it reads data or compiles
+    with partition.Preemption() as preemption:
+      if preemption.requested(1):
+        raise errors.Preempted("saved step 1")
+  with pytest.raises(errors.Preempted, match="saved step 1"):
+    study.run_study(fake_runs.make_study(tmp_path), tmp_path / "w", train=train)
 
 
 def test_preemption_passes_through_and_the_next_start_goes_on(tmp_path):
