@@ -15,7 +15,7 @@ negatives=position|row.
 
     sasrec      small pre-norm blocks, full softmax
     gsasrec     as its authors: width 128, 256 negatives for every position, dropout 0.5; but for
-                the biases of its scores, which start low
+                where it starts (recjax/models/sasrec.py)
     sasrec_bce  as its authors: width 50, one unseen negative for every position
     gru4rec     width 128, full softmax
 
