@@ -7,7 +7,7 @@
 # compiles them as users do.
 #
 # Paths are relative to the repository's root; without one all of tests/ runs. A process a core, four
-# at most, share the tests; -n 0 runs them in one (for --pdb).
+# at most, share the files; -n 0 runs them in one (for --pdb).
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
 recjax_environment
 
-parallel=(-n auto --maxprocesses 4 --dist worksteal)
+parallel=(-n auto --maxprocesses 4 --dist loadfile)
 for argument in "$@"; do
   # A path, or a node id such as tests/test_spec.py::test_name.
   if [[ -e "${argument%%::*}" ]]; then exec "$PYTHON" -m pytest "${parallel[@]}" "$@"; fi

@@ -85,29 +85,25 @@ def _run_all(jobs, cohorts, train, together, save):
   """Returns {job key: state}; saves them and prints a line as each run ends."""
   from recjax import partition  # Here, because a report of finished runs needs no jax.
 
-  with partition.Preemption() as preemption:
-    return _run_until(preemption, jobs, cohorts, train, together, save)
-
-
-def _run_until(preemption, jobs, cohorts, train, together, save):
   states, waiting = {}, list(jobs)
   names = {job.key: f"[{number}/{len(jobs)}] {job.name} seed {job.seed}"
            for number, job in enumerate(jobs, 1)}
-  while waiting:
-    if preemption.asked:
-      raise errors.Preempted(f"{len(waiting)} runs are left; run the same command to go on")
-    chosen = cohorts.next(waiting)
-    done = _run_together(chosen, together, names) if len(chosen) > 1 else {}
-    for job in chosen:
-      waiting.remove(job)
-      where = names[job.key]
-      states[job.key] = state = done.get(job.key) or _run_one(job, states, train, where)
-      cached = " (cached)" if state.get("cached") else ""
-      took = f" in {tables.duration(state['wall_s'])}" if state["wall_s"] is not None else ""
-      reason = f": {state['error']}" if state.get("error") else ""
-      print(f"{where}: {state['state']}{took}{cached}{reason}", flush=True)
-      save(states)
-    gc.collect()  # A run's arrays sit in cycles with its compiled steps; the next needs the memory.
+  with partition.Preemption() as preemption:
+    while waiting:
+      if preemption.asked:
+        raise errors.Preempted(f"{len(waiting)} runs are left; run the same command to go on")
+      chosen = cohorts.next(waiting)
+      done = _run_together(chosen, together, names) if len(chosen) > 1 else {}
+      for job in chosen:
+        waiting.remove(job)
+        where = names[job.key]
+        states[job.key] = state = done.get(job.key) or _run_one(job, states, train, where)
+        cached = " (cached)" if state.get("cached") else ""
+        took = f" in {tables.duration(state['wall_s'])}" if state["wall_s"] is not None else ""
+        reason = f": {state['error']}" if state.get("error") else ""
+        print(f"{where}: {state['state']}{took}{cached}{reason}", flush=True)
+        save(states)
+      gc.collect()  # A run's arrays sit in cycles with its compiled steps; the next needs memory.
   return states
 
 

@@ -205,7 +205,7 @@ def test_quickstart_refuses(machine, arguments):
   assert result.returncode == 2 and "error: " in result.stderr and not machine.calls()
 
 
-PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
 
 
 @pytest.mark.parametrize("arguments, expected", [

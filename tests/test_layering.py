@@ -262,7 +262,8 @@ def test_permitted_is_not_found(module, source):
 
 def _defines_on_import(source):
   return [node for node in ast.parse(source).body
-          if isinstance(node, ast.Expr) and "flags.DEFINE_" in ast.unparse(node)]
+          if isinstance(node, ast.Expr)
+          and any(call in ast.unparse(node) for call in ("flags.DEFINE_", "define_config("))]
 
 
 def test_flags_are_defined_only_when_a_command_runs():

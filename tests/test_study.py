@@ -284,15 +284,21 @@ def test_missing_data_tell_the_command(tmp_path):
     run(config, tmp_path)
 
 
+def _shipped(name):
+  """Returns the config of a study of this repository, checked."""
+  config = spec.load_config(str(ROOT / "configs/studies" / name))
+  with config.unlocked():
+    config.data_dir = "anywhere"
+  study_plan.check(config)
+  return config
+
+
 @pytest.mark.parametrize("name, seeds, names, runs, model", [
   ("demo.py", 3, 7, 17, ""), ("table2.py", 5, 33, 161, "bert4rec_meta_"),
   ("table2.py:cpu", 5, 33, 129, "bert4rec_meta_"), ("table2.py:proof", 1, 33, 33, "bert4rec_meta_"),
   ("food_kitchen.py:proof", 1, 15, 15, "bert4rec_")])
 def test_the_shipped_studies_are_well_formed(name, seeds, names, runs, model):
-  config = spec.load_config(str(ROOT / "configs/studies" / name))
-  with config.unlocked():
-    config.data_dir = "anywhere"
-  study_plan.check(config)
+  config = _shipped(name)
   assert len(config.seeds) == seeds
   order = study_plan.ordered(config)
   assert len(order) == names
@@ -309,29 +315,18 @@ STUDIES = sorted(path.stem for path in (ROOT / "configs/studies").glob("*.py")
   for name in STUDIES for size in ("", ":cpu")
   if f"{name}{size}" not in ("demo:cpu", "caser_legacy:cpu")])
 def test_every_run_of_every_study_can_be_configured(file):
-  config = spec.load_config(str(ROOT / "configs/studies" / file))
-  with config.unlocked():
-    config.data_dir = "anywhere"
-  study_plan.check(config)
-  assert study_plan.plan(config, "w")
+  assert study_plan.plan(_shipped(file), "w")
 
 
 def test_ratings_have_rows_that_say_why():
-  config, proof = (spec.load_config(str(ROOT / f"configs/studies/table3.py:{size}"))
-                   for size in ("cpu", "proof"))
-  for table, runs in ((config, 64), (proof, 16)):
-    with table.unlocked():
-      table.data_dir = "anywhere"
-    study_plan.check(table)
-    assert len(study_plan.plan(table, "w")) == runs
+  config = _shipped("table3.py:cpu")
+  assert len(study_plan.plan(config, "w")) == 64
+  assert len(study_plan.plan(_shipped("table3.py:proof"), "w")) == 16
   assert config.runs.oppermann_biases.overrides == (("model.biases", True),)
 
 
 def test_a_table_of_data_is_a_study_without_runs():
-  config = spec.load_config(str(ROOT / "configs/studies/table1.py"))
-  with config.unlocked():
-    config.data_dir = "anywhere"
-  study_plan.check(config)
+  config = _shipped("table1.py")
   assert study_plan.plan(config, "w") == []
   with pytest.raises(errors.UserError, match="no prepared data set 'ml1m' in 'anywhere'"):
     study_plan.check_data(config, [])

@@ -215,12 +215,12 @@ def score_items(x, table, *, output, num_items, initializer, dtype, labels=0, bi
     initializer: of INITIALIZERS.
     dtype: what is computed in.
     labels: L, if classes 1..L are scored in place of items, by an untied head.
-    bias: where the biases of an untied head start, if not as `initializer` says.
+    bias: where the biases of an untied head of items start, if not as `initializer` says.
     candidates: see `catalog.read`.
     readout: likewise.
   """
   if labels:
-    output, num_items = "untied", labels
+    output, num_items, bias = "untied", labels, None
   common = dict(initializer=initializer, dtype=dtype, name="head")
   if output == "untied":
     return LinearHead(num_items, **common, bias=bias)(x, candidates, readout)

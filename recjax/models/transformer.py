@@ -138,8 +138,8 @@ class SequenceTransformer(nn.Module):
   def _score(self, x, table, candidates, readout):
     return layers.score_items(
       x, table, output=self.output, num_items=self.num_items, labels=self.labels,
-      bias=None if self.labels else self.head_bias, candidates=candidates, readout=readout,
-      initializer=self.initializer, dtype=jnp.dtype(self.dtype))
+      bias=self.head_bias, candidates=candidates, readout=readout, initializer=self.initializer,
+      dtype=jnp.dtype(self.dtype))
 
   def _in_columns(self):
     return self.layout == "columns" or (
