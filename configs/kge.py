@@ -72,8 +72,6 @@ def _model(config, name, small):
     config.model.relation_width = 30 if name == "tucker" else config.model.width
   if name == "tucker":
     config.model.dropouts = (0.2, 0.2, 0.3)
-  if name == "complex":
-    config.model.scale = 0.1
   if name == "transh":
     config.objective.margin_ranking.penalty = 0.25
 
@@ -107,5 +105,7 @@ def _listwise(config, small):
 
 def _all(config, small):
   config.objective.name, config.batch_size = "one_to_all", 512 if small else 128
+  if config.model.name == "complex":
+    config.model.scale = 0.1
   config.total_epochs = 30.0 if small else 500.0
   config.optim.lr = 3e-3

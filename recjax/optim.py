@@ -145,6 +145,7 @@ def _update_rule(config, decay):
   return errors.choose({
     "adam": lambda: [*l2, adam()],
     "adamw": lambda: [adam(), *l2],
-    "adagrad": lambda: [*l2, optax.scale_by_rss(initial_accumulator_value=0.1, eps=config.eps)],
+    # From 0, as Duchi et al. 2011 have it: beside optax's 0.1 gradients of a mean vanish.
+    "adagrad": lambda: [*l2, optax.scale_by_rss(initial_accumulator_value=0.0, eps=config.eps)],
     "sgd": lambda: [*l2, optax.trace(decay=config.momentum)] if config.momentum else l2,
   }, config.name, "optim.name")()
