@@ -139,6 +139,17 @@ def test_sgd_has_momentum():
   np.testing.assert_allclose(updates["head"]["bias"], -1.75 * GRADS["head"]["bias"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_adagrad_does_not_see_how_large_gradients_are(scale):
+  """Duchi et al. 2011: lr g / sqrt(sum of g^2), from no sum; optax would begin with 0.1."""
+  grads = jax.tree.map(lambda g: scale * g, GRADS)
+  params, _, updates = _steps(_config(name="adagrad", eps=0.0), grads=grads, count=4)
+  for name, before in trees.flatten(PARAMS).items():
+    np.testing.assert_allclose(_leaf(updates, name), -0.1 / np.sqrt(4), rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(
+      _leaf(params, name), before - 0.1 * sum(n ** -0.5 for n in (1, 2, 3, 4)), rtol=1e-5)
+
+
 def test_the_rate_follows_the_schedule_step_by_step():
   config = _config(name="sgd", momentum=0.0, lr=1.0, decay="linear", warmup_steps=4)
   schedule = optim.make_schedule(config, total_steps=10)
