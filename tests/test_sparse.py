@@ -91,8 +91,9 @@ def test_sgd_and_adagrad_are_those_of_all_rows(kind, name):
   runs = {wanted: _train(3, kind=kind, sparse_rows=wanted, name=name) for wanted in (True, False)}
   before, some, some_sums = runs[True]
   _, every, sums = runs[False]
-  # Sums over rows, as those in dense layers, may be taken in another order.
-  _assert_equal(every, some, before, atol=2e-7)
+  # Sums over rows, as those in dense layers, may be taken in another order; Adagrad's first steps
+  # do not shrink with the gradient, so that they show it.
+  _assert_equal(every, some, before, atol=1e-6)
   for key, value in sums.items():
     assert some_sums[key] == pytest.approx(value, rel=1e-6), key
 
