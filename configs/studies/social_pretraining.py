@@ -6,7 +6,7 @@ held out of every user. With `vectors=FILE` also MIP with a vector of every user
 model of the graph has learned of the user beside it.
 
 Full size: five seeds, 20 runs, for a GPU. `:cpu`: three seeds of a small model, 12 runs; six more
-with `vectors`.
+with `vectors`; 22 minutes of a core.
 
     python -m recjax.prepare --config=configs/data/lastfm.py --raw_dir=RAW --data_dir=DIR
     python -m recjax.prepare --config=configs/data/lastfm_friends.py --raw_dir=RAW --data_dir=DIR
