@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,17 +98,6 @@ def test_weights_weigh():
   x, weights = np.arange(12.0).reshape(1, 3, 4), np.array([[1.0, 3.0, 0.0]])
   got = text_encoders.WordAverage(jnp.float32).apply({}, x, weights > 0, weights)
   np.testing.assert_allclose(got[0], x[0, 0] / 4 + 3 * x[0, 1] / 4)
-
-
-def test_convolutions_are_flaxs():
-  x = jax.random.normal(jax.random.key(0), (3, 6, 4))
-  for width in text_encoders.WIDTHS:
-    ours = text_encoders.Convolution(width, jnp.float32)
-    flaxs = nn.Conv(4, (width,), padding=((0, width - 1),))
-    params = ours.init(jax.random.key(1), x)
-    jax.tree.map(np.testing.assert_array_equal, params, flaxs.init(jax.random.key(1), x))
-    bias = {"params": {**params["params"], "bias": jnp.arange(4.0)}}
-    np.testing.assert_allclose(ours.apply(bias, x), flaxs.apply(bias, x), atol=1e-5)
 
 
 def test_the_principal_component_is_gone_and_nothing_else():

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +67,20 @@ def test_tables_start_as_wide_as_they_say(name, sigma):
   # 0.8796: the standard deviation of a normal one cut at two sigma.
   table = np.asarray(layers.table_init(name)(jax.random.key(0), (400, 50), jnp.float32))
   assert abs(table.std() / sigma - 1) < 0.03 and abs(table.mean()) < 0.05 * sigma
+
+
+@pytest.mark.parametrize("kernel, before, dilation", [
+  (3, 0, 1), (4, 0, 1), (5, 0, 1), (3, 4, 2), (3, 2, 2)])
+def test_convolutions_are_flaxs(kernel, before, dilation):
+  x = jax.random.normal(jax.random.key(0), (3, 6, 4))
+  start = nn.initializers.lecun_normal()
+  ours = layers.Convolution(kernel, before, start, jnp.float32, dilation)
+  flaxs = nn.Conv(4, (kernel,), kernel_dilation=(dilation,), kernel_init=start,
+                  padding=((before, (kernel - 1) * dilation - before),))
+  params = ours.init(jax.random.key(1), x)
+  jax.tree.map(np.testing.assert_array_equal, params, flaxs.init(jax.random.key(1), x))
+  bias = {"params": {**params["params"], "bias": jnp.arange(4.0)}}
+  np.testing.assert_allclose(ours.apply(bias, x), flaxs.apply(bias, x), atol=1e-5)
 
 
 def test_select_equals_indexing():

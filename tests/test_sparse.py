@@ -88,12 +88,13 @@ def _assert_equal(one, two, before, *, atol=0.0):
   ("untied", "adagrad"), *(pytest.param(*kind, marks=pytest.mark.slow) for kind in (
     ("tied", "sgd"), ("transform", "sgd"), ("caser", "adagrad")))])
 def test_sgd_and_adagrad_are_those_of_all_rows(kind, name):
-  runs = {wanted: _train(3, kind=kind, sparse_rows=wanted, name=name) for wanted in (True, False)}
+  # eps: Adagrad would take whole steps along gradients that are rounding alone.
+  runs = {wanted: _train(3, kind=kind, sparse_rows=wanted, name=name, eps=1e-4)
+          for wanted in (True, False)}
   before, some, some_sums = runs[True]
   _, every, sums = runs[False]
-  # Sums over rows, as those in dense layers, may be taken in another order; Adagrad's first steps
-  # do not shrink with the gradient, so that they show it.
-  _assert_equal(every, some, before, atol=1e-6)
+  # Sums over rows, as those in dense layers, may be taken in another order.
+  _assert_equal(every, some, before, atol=2e-7)
   for key, value in sums.items():
     assert some_sums[key] == pytest.approx(value, rel=1e-6), key
 

@@ -122,6 +122,32 @@ class RowTable(nn.Module):
     return found * (ids > 0)[..., None].astype(self.dtype)
 
 
+class Convolution(nn.Module):
+  """`nn.Conv` over positions, W -> W, as one product with the shifted inputs side by side.
+
+  Position t reads k inputs, d apart, from t - before on; outside of what is given all is zero. In a
+  loop, as steps are, XLA's own takes 3.7 s on a CPU for the gradient of three of them over 1,050
+  texts of 64 words, and this 0.1 s.
+  """
+  kernel: int  # k
+  before: int
+  kernel_init: nn.initializers.Initializer
+  dtype: jnp.dtype
+  dilation: int = 1  # d
+
+  @nn.compact
+  def __call__(self, x):
+    """Returns [B, T, W] of x [B, T, W]."""
+    length, width = x.shape[1:]
+    kernel = self.param("kernel", self.kernel_init, (self.kernel, width, width))
+    bias = self.param("bias", nn.initializers.zeros_init(), (width,))
+    reach = (self.kernel - 1) * self.dilation
+    x = jnp.pad(x, ((0, 0), (self.before, reach - self.before), (0, 0)))
+    shifted = jnp.concatenate([x[:, tap * self.dilation:][:, :length]
+                               for tap in range(self.kernel)], axis=-1)
+    return shifted @ kernel.reshape(-1, width).astype(self.dtype) + bias.astype(self.dtype)
+
+
 class LinearHead(nn.Module):
   """Scores of ids 0..N from a Dense layer of its own (an untied head)."""
   num_items: int

@@ -25,29 +25,6 @@ SIZES = dict(item_width=64, num_layers=8, dilations=(1, 4), max_len=100)
 VARIANTS = {"nextitnet": dict(causal=True, **SIZES), "grec": dict(causal=False, **SIZES)}
 
 
-class DilatedConv(nn.Module):
-  """A convolution over positions, C -> C, as one product with the shifted inputs side by side.
-
-  Position t reads t - (k - 1) d .. t if causal, else k positions around it, d apart.
-  """
-  kernel: int  # k
-  dilation: int  # d
-  causal: bool
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x):
-    width, length = x.shape[-1], x.shape[1]
-    kernel = self.param("kernel", layers.table_init("bert"), (self.kernel, width, width))
-    bias = self.param("bias", nn.initializers.zeros_init(), (width,))
-    reach = (self.kernel - 1) * self.dilation
-    before = reach if self.causal else reach // 2
-    x = jnp.pad(x, ((0, 0), (before, reach - before), (0, 0)))
-    shifted = jnp.concatenate([x[:, tap * self.dilation:][:, :length]
-                               for tap in range(self.kernel)], axis=-1)
-    return shifted @ kernel.reshape(-1, width).astype(self.dtype) + bias.astype(self.dtype)
-
-
 class Block(nn.Module):
   """x + ReLU(LN(conv_2d(ReLU(LN(conv_d(x)))))), with patches before the norms.
 
@@ -68,7 +45,10 @@ class Block(nn.Module):
     y = x
     for index, dilation in enumerate((self.dilation, 2 * self.dilation)):
       y = y * keep
-      z = DilatedConv(self.kernel, dilation, self.causal, self.dtype, name=f"conv_{index}")(y)
+      reach = (self.kernel - 1) * dilation  # all of it in the past, or half
+      z = layers.Convolution(
+        self.kernel, reach if self.causal else reach // 2, layers.table_init("bert"), self.dtype,
+        dilation, name=f"conv_{index}")(y)
       bottleneck = patches.Bottleneck(self.patch_width, self.dtype, name=f"patch_{index}")
       if self.patch == "parallel":
         z = z + bottleneck(y) + (y if self.legacy_inner_skip else 0)
