@@ -52,17 +52,13 @@ def first_row(held):
   return jax.lax.axis_index(AXIS) * held
 
 
-def look_up(table, ids, *, rows):
-  """Returns the rows of `ids`, [..., W].
+def look_up(table, ids):
+  """Returns the rows of `ids`, [..., W]: of the devices one has the row, the others add zeros.
 
   Args:
-    table: [rows, W], or this device's share of it, of fewer rows: of the devices one has the row,
-      the others add zeros.
+    table: this device's share of the rows, [R, W].
     ids: int32 [...].
-    rows: of the whole table.
   """
-  if len(table) == rows:
-    return jnp.take(table, ids, axis=0)
   place, here = own(ids, len(table))
   found = jnp.take(table, place, axis=0)
   return leave(jnp.where(here[..., None], found, jnp.zeros((), found.dtype)))

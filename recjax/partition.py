@@ -276,6 +276,14 @@ def peak_memory_gb():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def compiler_options():
+  """Returns options of XLA for the training step, None but on a GPU.
+
+  Trying Triton's ways to multiply matrices takes minutes of a step's compilation.
+  """
+  return {"xla_gpu_enable_triton_gemm": False} if jax.default_backend() == "gpu" else None
+
+
 def enable_compilation_cache():
   """Keeps compiled programs in the user's cache folder, so that a second start is quick."""
   if jax.config.jax_compilation_cache_dir is None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recjax import errors
-from recjax.models import blocks, columns, layers, transformer
+from recjax.models import blocks, columns, flash, layers, transformer
 from recjax.objectives import losses
 
 B, T, N, W = 6, 12, 50, 16
@@ -56,12 +56,13 @@ def test_columns_equal_rows(norm, causal):
   assert max(np.abs(x).max() for x in jax.tree.leaves(rows_grad)) > 0.1
 
 
-@pytest.mark.parametrize("norm,causal", [
-  pytest.param("pre", True, marks=pytest.mark.slow), ("query", False)])
-def test_fused_attention_is_the_written_out_one(norm, causal):
+@pytest.mark.parametrize("kernel,norm,causal", [
+  pytest.param("fused", "pre", True, marks=pytest.mark.slow), ("fused", "query", False),
+  ("flash", "pre", True)])
+def test_fused_attention_is_the_written_out_one(kernel, norm, causal):
   kept = dict(norm=norm, causal=causal, heads=1, dropout=0.0)
   (plain, plain_grad), = _losses(("rows",), **kept)
-  (fused, fused_grad), = _losses(("auto",), attention_kernel="fused", **kept)
+  (fused, fused_grad), = _losses(("auto",), attention_kernel=kernel, **kept)
   np.testing.assert_allclose(fused, plain, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), fused_grad, plain_grad)
 
@@ -75,6 +76,12 @@ def test_fused_attention_says_where_it_cannot_be(monkeypatch):
   with pytest.raises(errors.UserError, match="dtype=bfloat16"):
     make().check()
   make(dtype="bfloat16").check()
+  make = functools.partial(transformer.SequenceTransformer, **SIZES, attention_kernel="flash")
+  with pytest.raises(errors.UserError, match="heads must be 16, 32, 64, ... wide, and are 8"):
+    make().check()
+  monkeypatch.setattr(flash, "triton", None)
+  with pytest.raises(errors.UserError, match="has no Pallas for Triton"):
+    make().check()
 
 
 @pytest.mark.parametrize("share,shards,room", [(0.9, 3, 24), (0.1, 1, 16)])

@@ -21,7 +21,7 @@ ITEMS = jnp.asarray([[0, 0, 3, 4, 5, N + 1], [1, 2, 3, N + 1, 7, 8], [0, 0, 0, 0
 def _inputs():
   keys = jax.random.split(jax.random.key(0), 2)
   x, entities = (jax.random.normal(key, (B, T, width)) for key, width in zip(keys, (W, E)))
-  return x, jnp.ones((B, 1, 1, T), bool), entities
+  return x, jnp.ones((B, T), bool), entities
 
 
 def _start(block, *inputs):
@@ -53,14 +53,14 @@ def _params(**fields):
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_both_streams_leave_through_one_hidden_vector(norm):
-  x, mask, entities = _inputs()
+  x, keep, entities = _inputs()
   known = jnp.asarray(np.arange(B * T).reshape(B, T) % 3 > 0)
   block = blocks.FusionBlock(**BLOCK, norm=norm, act="relu")
-  params = _start(block, x, mask, entities, known)
+  params = _start(block, x, keep, entities, known)
   for name in ("attention", "entity_attention"):  # attention adds nothing: Eq. 4 alone is left
     params[name]["out"] = jax.tree.map(jnp.zeros_like, params[name]["out"])
   got = jax.jit(functools.partial(block.apply, train=False))(
-    {"params": params}, x, mask, entities, known)
+    {"params": params}, x, keep, entities, known)
 
   def normed(y):
     return (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
@@ -76,16 +76,16 @@ def test_both_streams_leave_through_one_hidden_vector(norm):
 
 
 def test_where_nothing_is_known_it_is_the_plain_layer():
-  x, mask, entities = _inputs()
+  x, keep, entities = _inputs()
   nothing = jnp.zeros((B, T), bool)
   block = blocks.FusionBlock(**BLOCK, last=True)
-  params = _start(block, x, mask, entities, nothing)
+  params = _start(block, x, keep, entities, nothing)
   assert "entity_down" not in params  # the last layer's entities would be asked for by nobody
-  got, rest = block.apply({"params": params}, x, mask, entities, nothing, train=False)
+  got, rest = block.apply({"params": params}, x, keep, entities, nothing, train=False)
   assert rest is None
   plain = {name: params[name] for name in ("attention", "attention_norm", "mlp_norm")}
   plain["mlp"] = {name: params[name] for name in ("up", "down")}
-  want = blocks.Block(**BLOCK).apply({"params": plain}, x, mask, train=False)
+  want = blocks.Block(**BLOCK).apply({"params": plain}, x, keep, train=False)
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 

@@ -32,9 +32,10 @@ everything but `train`), and every module has a row: the most exact one that fit
     auxiliary                           errors trees models.* data.*
     models/ (one paper a file)          errors catalog collective models.layers
                                         models.auxiliary models.blocks models.columns
-                                        models.features models.graph_layers models.item_knn
-                                        models.patches models.pairwise models.sequence_embed
-                                        models.text_encoders models.transformer models.untrained;
+                                        models.features models.flash models.graph_layers
+                                        models.item_knn models.patches models.pairwise models.rows
+                                        models.sequence_embed models.text_encoders
+                                        models.transformer models.untrained;
                                         models/__init__: models.*
     objectives/                         errors catalog objectives.*
     data/                               errors spec data.*
@@ -96,9 +97,10 @@ MAY_IMPORT = {
   "auxiliary": {"errors", "trees", "models.*", "data.*"},
   "models.__init__": {"errors", "models.*"},
   "models.*": {"errors", "catalog", "collective", "models.layers", "models.auxiliary",
-               "models.blocks", "models.columns", "models.features", "models.graph_layers",
-               "models.item_knn", "models.patches", "models.pairwise", "models.sequence_embed",
-               "models.text_encoders", "models.transformer", "models.untrained"},
+               "models.blocks", "models.columns", "models.features", "models.flash",
+               "models.graph_layers", "models.item_knn", "models.patches", "models.pairwise",
+               "models.rows", "models.sequence_embed", "models.text_encoders",
+               "models.transformer", "models.untrained"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
   "evaluators.*": {"errors", "catalog", "collective", "data.*", "evaluators.*"},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recjax import partition
-from recjax.models import layers
+from recjax.models import layers, rows
 
 DROP_SHAPE = (64, 50, 40)
 
@@ -91,3 +91,29 @@ def test_select_equals_indexing():
     np.testing.assert_array_equal(layers.select(jnp.asarray(x), jnp.asarray(positions)), want)
   with pytest.raises(AssertionError, match="4 rows do not split into 3"):
     layers.select(jnp.asarray(x), jnp.zeros((3, 1), jnp.int32))
+
+
+def test_select_labeled_gives_zeros_behind_the_last_position():
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 3)), jnp.float32)
+  positions = jnp.asarray([[0, 3, 9, 0, 0], [2, 0, 0, 0, 0]])
+  pull = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 3)), jnp.float32)
+  used = jnp.asarray([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])[..., None]
+  found, backward = jax.vjp(lambda x: layers.select_labeled(x, positions), x)
+  want, plain = jax.vjp(lambda x: layers.select(x, positions) * used, x)
+  np.testing.assert_array_equal(found, want)
+  np.testing.assert_array_equal(backward(pull)[0], plain(pull)[0])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_rows_add_up_in_the_dtype_of_their_table(backend, monkeypatch):
+  rng = np.random.default_rng(0)
+  table = jnp.asarray(rng.normal(size=(7, 3)), jnp.float32)
+  ids = jnp.asarray(rng.choice([0, 0, 0, 6, 6, 1, 2, 5], (40, 30)), jnp.int32)
+  pull = jnp.asarray(rng.normal(size=(40, 30, 3)), jnp.bfloat16)
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  found, backward = jax.vjp(lambda table: rows.take(table, ids, jnp.bfloat16, (0, 6)), table)
+  np.testing.assert_array_equal(found, table[ids].astype(jnp.bfloat16))
+  want = np.zeros((7, 3))
+  np.add.at(want, np.asarray(ids), np.asarray(pull, np.float64))
+  np.testing.assert_allclose(backward(pull)[0], want, rtol=1e-5, atol=1e-4)
+  assert backward(pull)[0].dtype == jnp.float32

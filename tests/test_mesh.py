@@ -45,7 +45,7 @@ def _asked(table, x, bias, ids, labels, barred, *, axis):
          "of_run": scores.of(ids[:, :1]), "best": best[0],
          "without": scores.without(jnp.arange(N + 2) % 5 == 3).against_all(labels)[1]}
   if not axis:
-    out["rows"] = collective.look_up(table, ids, rows=N + 2)
+    out["rows"] = table[ids] if len(table) == N + 2 else collective.look_up(table, ids)
   return out, best[1]
 
 

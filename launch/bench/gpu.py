@@ -1,18 +1,22 @@
 """recjax on one accelerator: tokens a second, share of the card's peak, and where the time goes.
 
     python -m launch.bench.gpu --data_dir=DATA --out=OUT [--torch_python=PYTHON]
-      [--batches=256,1024,4096] [--sizes=base,large] [--smoke]
+      [--batches=256,1024,4096] [--sizes=base,large] [--ways=written_out,flash,cut,fused,torch]
+      [--smoke]
 
-Made for one H100 or H200 and not run on any yet; `--smoke` runs a tiny model anywhere. Each case is
-a process of its own, so that one that runs out of memory ends no other. Sizes: base (6 layers,
-width 128, T = 100) and large (8 layers, width 512, T = 200). Utilization is of the necessary FLOPs
-(launch/bench/flops.py) and of all that a padded batch with logits at labels costs ("model"), over
-the card's dense bfloat16 or TF32 peak. A trace of three steps is kept in OUT/trace and its three
-largest terms are printed. The hand-tuned PyTorch runs beside recjax where `--torch_python` can
-import a torch that sees the card. Writes OUT/gpu.json and OUT/gpu.md.
+Made for one H100 or H200; `--smoke` runs a tiny model anywhere. Each case is a process of its own,
+so that one that runs out of memory ends no other. Sizes: base (6 layers, width 128, T = 100) and
+large (8 layers, width 512, T = 200). Ways:
 
-In bfloat16 recjax also runs with `attention_kernel=fused`, cuDNN's, which has no dropout on
-attention's weights.
+    written_out  attention as XLA makes it, the whole batch at once
+    flash        attention in one kernel with dropout on its weights (recjax/models/flash.py)
+    cut          the same, rows sorted by length, in parts cut to half of the columns where that does
+    fused        cuDNN's attention, which has no dropout on its weights (bfloat16 alone)
+    torch        the hand-tuned PyTorch, where `--torch_python` can import one that sees the card
+
+Utilization is of the necessary FLOPs (launch/bench/flops.py) and of all that a padded batch with
+logits at labels costs ("model"), over the card's dense bfloat16 or TF32 peak. A trace of three steps
+is kept in OUT/trace and its three largest terms are printed. Writes OUT/gpu.json and OUT/gpu.md.
 """
 
 import argparse
@@ -32,8 +36,11 @@ PEAKS = {"bfloat16": 989e12, "float32": 494e12}  # float32 products in TF32
 CARDS = ("H100", "H200")
 SIZES = {"base": workload.Size(),
          "large": workload.Size(layers=8, width=512, heads=8, hidden=2048, max_len=200),
-         "smoke": workload.Size(layers=1, width=16, heads=2, hidden=32, max_len=20)}
-PATHS = ("plain", "cut")
+         "smoke": workload.Size(layers=1, width=32, heads=2, hidden=32, max_len=20)}
+FLASH = {"model.attention_kernel": "flash"}
+WAYS = {"written_out": {}, "flash": FLASH, "cut": FLASH,
+        "fused": {"model.attention_kernel": "fused"}, "torch": None}
+PARTS = 8  # of a batch, where it is cut
 CONTAINERS = ("while", "cond", "conditional", "call")  # their time is that of what is in them
 
 
@@ -64,6 +71,7 @@ def parse(arguments=None):
   parser.add_argument("--batches", default="256,1024,4096")
   parser.add_argument("--sizes", default="base,large")
   parser.add_argument("--dtypes", default="float32,bfloat16")
+  parser.add_argument("--ways", default=",".join(WAYS))
   parser.add_argument("--steps", type=int, default=20)
   parser.add_argument("--smoke", action="store_true")
   parser.add_argument("--case", default="", help="for the program's own use")
@@ -74,21 +82,27 @@ def parse(arguments=None):
 
 
 def cases(args):
-  """Yields what is run: recjax on either path, and PyTorch, for every size, type and batch."""
+  """Yields what is run: every way, for every size, batch and type."""
   for size in args.sizes.split(","):
     for batch in map(int, args.batches.split(",")):
       for dtype in args.dtypes.split(","):
-        common = {"size": size, "batch": batch, "dtype": dtype}
-        for path in PATHS:
-          yield {"who": "recjax", "path": path, **common}
-        if dtype == "bfloat16":
-          yield {"who": "recjax", "path": "plain", "attention_kernel": "fused", **common}
-        yield {"who": "torch", "path": "plain", **common}
+        for way in args.ways.split(","):
+          if way != "fused" or dtype == "bfloat16":
+            yield {"way": way, "size": size, "batch": batch, "dtype": dtype}
+
+
+def fields(case):
+  """Returns {dotted name: value}, what a way of recjax sets in a config."""
+  chosen = dict(WAYS[case["way"]])
+  if case["way"] == "cut":
+    chosen["micro_batch"] = max(case["batch"] // PARTS, 8)
+    chosen["micro_lengths"] = (SIZES[case["size"]].max_len // 2,)
+  return chosen
 
 
 def start(case, args):
   """Returns the numbers of a case, from a process of its own, or why there are none."""
-  if case["who"] == "torch":
+  if case["way"] == "torch":
     return start_torch(case, args)
   command = [sys.executable, "-m", "launch.bench.gpu", f"--data_dir={args.data_dir}",
              f"--out={args.out}", f"--steps={args.steps}", f"--case={json.dumps(case)}"]
@@ -132,19 +146,14 @@ def run_case(case, args):
   from launch.bench.contestants import recjax_step
   from recjax import partition
   size = dataclasses.replace(SIZES[case["size"]], batch=case["batch"])
-  fields = {}
-  if case["path"] == "cut":
-    quarter = size.max_len // 4
-    fields = {"micro_batch": max(case["batch"] // 8, 8),
-              "micro_lengths": (quarter, 2 * quarter, 3 * quarter)}
-  if "attention_kernel" in case:
-    fields["model.attention_kernel"] = case["attention_kernel"]
   config = settings.get_config("bert4rec", path="plain", data_dir=args.data_dir, size=size,
-                               dtype=case["dtype"], **fields)
+                               dtype=case["dtype"], **fields(case))
   # Products of float32 in TF32, as PyTorch's "high".
   jax.config.update("jax_default_matmul_precision", "tensorfloat32")
+  begin = time.perf_counter()
   take, extra = recjax_step.make(config)
   take(3)
+  started = time.perf_counter() - begin
   begin = time.perf_counter()
   sums = take(args.steps)
   seconds = time.perf_counter() - begin
@@ -154,7 +163,8 @@ def run_case(case, args):
   found = _facts(case, float(sums["examples"]) / seconds,
                  float(sums["tokens"] - extra * sums["examples"]) / seconds,
                  jax.devices()[0].device_kind, args.data_dir)
-  return {**found, "memory_gb": partition.peak_memory_gb(), "largest": largest(folder)}
+  return {**found, "memory_gb": partition.peak_memory_gb(), "ready_s": started,
+          "largest": largest(folder)}
 
 
 def _facts(case, users_per_s, tokens_per_s, card, data_dir):
@@ -209,8 +219,7 @@ def markdown(rows):
            "|---|---|---:|---|---:|---:|---:|---:|---|"]
   percent = lambda row, key: f"{100 * row[key]:.1f} %" if key in row else ""
   for row in rows:
-    who = " ".join(filter(None, (row["who"], row["path"], row.get("attention_kernel"))))
-    head = f"| {who} | {row['size']} | {row['batch']} | {row['dtype']} "
+    head = f"| {row['way']} | {row['size']} | {row['batch']} | {row['dtype']} "
     if "failed" in row:
       lines.append(head + f"| | | | | {row['failed']} |")
       continue

@@ -10,28 +10,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from recjax.models import flash
 from recjax.models import layers
 from recjax.models import patches
 
-KERNELS = ("written_out", "fused")
+KERNELS = ("written_out", "flash", "fused")
 
 
 class Attention(nn.Module):
   """Multi-head scaled dot-product attention, softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017).
 
   With a `source`, keys and values come from there and nothing is projected afterwards, as in the
-  released code of Kang & McAuley 2018. The kernel "fused" is cuDNN's on a GPU and XLA's elsewhere;
-  only "written_out" has dropout on the weights.
+  released code of Kang & McAuley 2018. The kernel "flash" computes what "written_out" does, see
+  `recjax.models.flash`; "fused" is cuDNN's on a GPU and XLA's elsewhere, without dropout on the
+  weights.
   """
   heads: int
   dropout: float
   initializer: str
   dtype: jnp.dtype
+  causal: bool = False
   patch: patches.Patch = patches.NONE
   kernel: str = "written_out"
 
   @nn.compact
-  def __call__(self, x, mask, *, source=None, train):
+  def __call__(self, x, keep, *, source=None, train):
+    """Returns [B, T, W] of x [B, T, W]; `keep`, bool [B, T], is False at what nobody reads."""
     batch, length, width = x.shape
     assert width % self.heads == 0, f"width {width} does not split into {self.heads} heads"
     project = functools.partial(
@@ -41,22 +45,31 @@ class Attention(nn.Module):
     else:
       qkv = jnp.concatenate([project(x, width, name="query"), project(source, width, name="key"),
                              project(source, width, name="value")], axis=-1)
-    query, key, value = jnp.moveaxis(
-      qkv.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)  # [B, T, H, d]
-    if self.kernel == "fused":
+    qkv = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
+    query, key, value = jnp.moveaxis(qkv, 2, 0)  # [B, T, H, d]
+    dropout = layers.Dropout(self.dropout)
+    if self.kernel == "flash":
+      drops = train and self.dropout > 0
+      seeds = dropout.seeds() if drops else jnp.zeros(2, jnp.uint32)
+      mixed = flash.attention(qkv, keep, seeds, self.causal, self.dropout if drops else 0.0)
+    elif self.kernel == "fused":
       mixed = jax.nn.dot_product_attention(
-        query, key, value, mask=jnp.broadcast_to(mask, (batch, 1, length, length)),
+        query, key, value, mask=jnp.broadcast_to(self._mask(keep), (batch, 1, length, length)),
         implementation="cudnn" if jax.default_backend() == "gpu" else "xla")
     else:
       scores = jnp.einsum("bthd,bshd->bhts", query, key) / math.sqrt(width // self.heads)
-      scores = jnp.where(mask, scores.astype(jnp.float32), layers.MASKED_SCORE)
-      weights = nn.softmax(scores).astype(self.dtype)
-      weights = layers.Dropout(self.dropout)(weights, train=train)
+      scores = jnp.where(self._mask(keep), scores.astype(jnp.float32), layers.MASKED_SCORE)
+      weights = dropout(nn.softmax(scores).astype(self.dtype), train=train)
       mixed = jnp.einsum("bhts,bshd->bthd", weights, value)
     if self.patch.kind == "prefix":
       mixed = mixed + patches.Prefix(self.patch.size, self.dtype, name="patch_prefix")(query)
     mixed = mixed.reshape(batch, length, width)
     return project(mixed, width, name="out") if source is None else mixed
+
+  def _mask(self, keep):
+    """Returns bool [B, 1, 1 or T, T], which positions (last) are read by which."""
+    mask = keep[:, None, None, :]
+    return mask & jnp.tril(jnp.ones((keep.shape[1],) * 2, bool)) if self.causal else mask
 
 
 class FeedForward(nn.Module):
@@ -72,8 +85,7 @@ class FeedForward(nn.Module):
   def __call__(self, x, *, train):
     project = functools.partial(
       patches.dense, patch=self.patch, initializer=self.initializer, dtype=self.dtype)
-    hidden = layers.ACTIVATIONS[self.act](project(x, self.hidden, name="up"))
-    hidden = layers.Dropout(self.dropout)(hidden, train=train)
+    hidden = layers.Dropout(self.dropout, self.act)(project(x, self.hidden, name="up"), train=train)
     return project(hidden, x.shape[-1], name="down")
 
 
@@ -96,21 +108,23 @@ class Block(nn.Module):
   dtype: jnp.dtype = jnp.float32
   patch: patches.Patch = patches.NONE
   attention_kernel: str = "written_out"  # one of `KERNELS`
+  causal: bool = False
 
   @nn.compact
-  def __call__(self, x, mask, *, train):
-    x = self._attend("attention", x, mask, train)
+  def __call__(self, x, keep, *, train):
+    """Returns [B, T, W] of x [B, T, W]; `keep`, bool [B, T], is False at padding."""
+    x = self._attend("attention", x, keep, train)
     feed = lambda y: self._adapted("mlp", FeedForward(
       self.hidden, self.act, self.hidden_dropout, **self._start(), name="mlp")(y, train=train))
     x = self._add("mlp", x, feed, train)
     return layers.Dropout(self.output_dropout)(x, train=train)
 
-  def _attend(self, name, x, mask, train):
+  def _attend(self, name, x, keep, train):
     """Returns x and what its positions read of each other."""
     attention = Attention(self.heads, self.attention_dropout, kernel=self.attention_kernel,
-                          name=name, **self._start())
+                          causal=self.causal, name=name, **self._start())
     attend = lambda y, source=None: self._adapted(
-      name, attention(y, mask, source=source, train=train))
+      name, attention(y, keep, source=source, train=train))
     return self._add(name, x, attend, train, sourced=True)
 
   def _add(self, name, x, part, train, *, sourced=False):
@@ -146,19 +160,19 @@ class FusionBlock(Block):
   last: bool = False  # nobody asks for e', which then has no parameters
 
   @nn.compact
-  def __call__(self, x, mask, entities, known, *, train):
+  def __call__(self, x, keep, entities, known, *, train):
     """Returns (x' [B, T, W], e' [B, T, E] or None).
 
     Args:
       x: [B, T, W].
-      mask: bool, broadcast to [B, 1, T, T], which positions (last) are read by which.
+      keep: bool [B, T], False at padding.
       entities: [B, T, E], what is known of the positions.
       known: bool [B, T], of which of them something is.
       train: whether dropout is on.
     """
     start = self._start()
-    x = self._attend("attention", x, mask, train)
-    entities = self._attend("entity_attention", entities, mask & known[:, None, None, :], train)
+    x = self._attend("attention", x, keep, train)
+    entities = self._attend("entity_attention", entities, keep & known, train)
     streams = {"mlp": x} if self.last else {"mlp": x, "entity_mlp": entities}
     norms = {name: self._norm(name) for name in ("mlp", "entity_mlp")}
     read = lambda name, y: norms[name](y) if self.norm == "pre" else y
@@ -197,9 +211,6 @@ class Encoder(nn.Module):
       entities: optional ([B, T, E], bool [B, T]), see `FusionBlock`.
       train: whether dropout is on.
     """
-    mask = keep[:, None, None, :]  # [B, 1, 1, T]
-    if self.causal:
-      mask = mask & jnp.tril(jnp.ones((x.shape[1],) * 2, bool))
     out = {}
     apply = lambda block, *inputs: block(*inputs, train=train)
     if self.remat:
@@ -207,11 +218,11 @@ class Encoder(nn.Module):
     vectors, known = entities or (None, None)
     plain = self.num_layers - (self.fused if entities else 0)
     for index in range(self.num_layers):  # A python loop keeps block_i addressable by name.
-      start = dict(self.block, patch=self.patch, name=f"block_{index}")
+      start = dict(self.block, causal=self.causal, patch=self.patch, name=f"block_{index}")
       if index < plain:
-        x = apply(Block(**start), x, mask)
+        x = apply(Block(**start), x, keep)
       else:
-        x, vectors = apply(FusionBlock(**start, last=index == self.num_layers - 1), x, mask,
+        x, vectors = apply(FusionBlock(**start, last=index == self.num_layers - 1), x, keep,
                            vectors, known)
       out[f"block_{index}"] = x
     if self.final_norm:

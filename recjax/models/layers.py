@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from recjax import catalog
 from recjax import collective
+from recjax.models import rows as rows_lib
 
 ACTIVATIONS = {
   "relu": nn.relu,
@@ -57,20 +58,31 @@ def dense(features, *, initializer, name, fan_in, dtype, bias=None):
 
 
 class Dropout(nn.Module):
-  """Inverted dropout whose mask is a hash of (key, position).
+  """Inverted dropout whose mask is a hash of (key, position), after an optional nonlinearity.
 
   A counter hashed by multiply-xorshift is fused into its use, costs no memory and is the same on
   any number of devices; the default generator costs several times more on a CPU.
   """
   rate: float
+  act: str | None = None  # of ACTIVATIONS
 
   @nn.compact
   def __call__(self, x, *, train):
+    act = ACTIVATIONS[self.act] if self.act else lambda x: x
     if not train or self.rate == 0.0:
-      return x
-    seeds = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
-    return jnp.where(kept(x.shape, seeds, self.rate), x / (1 - self.rate),
-                     jnp.zeros((), x.dtype)).astype(x.dtype)
+      return act(x)
+
+    def drop(x, seeds):
+      return jnp.where(kept(x.shape, seeds, self.rate), act(x) / (1 - self.rate),
+                       jnp.zeros((), x.dtype)).astype(x.dtype)
+    if self.act and jax.default_backend() != "cpu":
+      drop = jax.checkpoint(drop)  # Computing it twice is quicker than keeping its derivative.
+    return drop(x, self.seeds())
+
+  @nn.nowrap
+  def seeds(self):
+    """Returns uint32 [2], what `kept` is told."""
+    return jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
 
 
 def kept(shape, seeds, rate):
@@ -90,12 +102,15 @@ class ItemTable(nn.Module):
   width: int
   initializer: str
   dtype: jnp.dtype
+  often: tuple = ()  # see `rows.take`
 
   def setup(self):
     self.embedding = held(self, "embedding", table_init(self.initializer), (self.rows, self.width))
 
   def __call__(self, ids):
-    return collective.look_up(self.embedding.astype(self.dtype), ids, rows=self.rows)
+    if len(self.embedding) == self.rows:
+      return rows_lib.take(self.embedding, ids, self.dtype, self.often)
+    return collective.look_up(self.embedding.astype(self.dtype), ids)
 
 
 def held(module, name, init, shape):
@@ -118,7 +133,7 @@ class RowTable(nn.Module):
   @nn.compact
   def __call__(self, ids):
     table = self.param("embedding", table_init(self.initializer), (self.rows, self.width))
-    found = jnp.take(table, jnp.maximum(ids - 1, 0), axis=0).astype(self.dtype)
+    found = rows_lib.take(table, jnp.maximum(ids - 1, 0), self.dtype, (0,))
     return found * (ids > 0)[..., None].astype(self.dtype)
 
 
@@ -267,10 +282,25 @@ def select(x, positions):
 
   The batch is cut into S runs of rows, one (or more) a device, so that nothing crosses devices.
   """
+  return jnp.take_along_axis(_runs(x, positions), positions[..., None], axis=1)
+
+
+def select_labeled(x, positions):
+  """Returns what `select` does of positions that ascend, and zeros where they end (0 from there on).
+
+  As nothing is asked for twice, a GPU needs no atomic additions for the gradient.
+  """
+  flat, count = _runs(x, positions), positions.shape[1]
+  unused = (positions == 0) & (jnp.arange(count) > 0)
+  positions = jnp.where(unused, flat.shape[1] + jnp.arange(count), positions)
+  return flat.at[jnp.arange(len(positions))[:, None], positions].get(
+    mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True)
+
+
+def _runs(x, positions):
   shards = positions.shape[0]
   assert x.shape[0] % shards == 0, f"{x.shape[0]} rows do not split into {shards} shards"
-  flat = x.reshape(shards, -1, x.shape[-1])
-  return jnp.take_along_axis(flat, positions[..., None], axis=1)
+  return x.reshape(shards, -1, x.shape[-1])
 
 
 def _linear_index(shape):

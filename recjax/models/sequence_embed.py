@@ -45,7 +45,7 @@ class SequenceEmbed(nn.Module):
         self.schema, self.aggregate, self.num_items, self.initializer, self.dtype,
         self.item_dropout)
     self.item = layers.ItemTable(self.num_items + 2 + self.extra_tokens, self.item_width,
-                                 self.initializer, self.dtype)
+                                 self.initializer, self.dtype, often=(0, self.num_items + 1))
     def position(name, width):
       if self.places:
         setattr(self, f"{name}_pos", nn.Embed(self.max_len, width, embedding_init=start,

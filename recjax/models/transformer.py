@@ -16,6 +16,7 @@ from recjax import errors
 from recjax.models import blocks
 from recjax.models import columns
 from recjax.models import features as features_lib
+from recjax.models import flash
 from recjax.models import layers
 from recjax.models import patches
 from recjax.models import sequence_embed
@@ -61,7 +62,7 @@ class SequenceTransformer(nn.Module):
   patch_scale: float = 1.0  # of LoRA, its a / r
   dtype: str = "float32"
   layout: str = "auto"  # of activations: rows, or columns, which are faster on a CPU
-  attention_kernel: str = "written_out"  # or fused: in rows, and without dropout on its weights
+  attention_kernel: str = "written_out"  # in rows flash, or fused: no dropout on its weights
   remat: bool = False  # keep only the inputs of blocks for the backward pass
   splits_items = True
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
@@ -132,7 +133,7 @@ class SequenceTransformer(nn.Module):
       x, out["encoder"] = encoder(x, items > 0, entities=entities, train=train)
       out["encoded"] = x
       if positions is not None:
-        x = layers.select(x, positions)
+        x = layers.select_labeled(x, positions)
     return x, table, out
 
   def _score(self, x, table, candidates, readout):
@@ -172,6 +173,8 @@ class SequenceTransformer(nn.Module):
         and jax.default_backend() == "gpu"):
       raise errors.UserError("config.model: attention_kernel=fused is cuDNN's on a GPU, which "
                              "wants dtype=bfloat16")
+    if self.attention_kernel == "flash" and (why := flash.missing(width // self.heads)):
+      raise errors.UserError(f"config.model: attention_kernel=flash is not there: {why}")
 
   def _check_fusion(self):
     if not self.features or self.item_dropout or self.norm == "query":
