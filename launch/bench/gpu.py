@@ -2,34 +2,37 @@
 
     python -m launch.bench.gpu --data_dir=DATA --out=OUT [--torch_python=PYTHON]
       [--batches=256,1024,4096] [--sizes=base,large] [--ways=written_out,flash,cut,fused,torch]
-      [--smoke]
+      [--at_once=8] [--smoke]
 
 Made for one H100 or H200; `--smoke` runs a tiny model anywhere. Each case is a process of its own,
-so that one that runs out of memory ends no other. Sizes: base (6 layers, width 128, T = 100) and
+so that one that runs out of memory ends no other. `--at_once` of them get ready (compile) side by
+side; then each in turn has the card for itself. Sizes: base (6 layers, width 128, T = 100) and
 large (8 layers, width 512, T = 200). Ways:
 
     written_out  attention as XLA makes it, the whole batch at once
     flash        attention in one kernel with dropout on its weights (recjax/models/flash.py)
-    cut          the same, rows sorted by length, in parts cut to half of the columns where that does
+    cut          the same, rows sorted by length, in 8 parts, cut to half the columns where that does
     fused        cuDNN's attention, which has no dropout on its weights (bfloat16 alone)
     torch        the hand-tuned PyTorch, where `--torch_python` can import one that sees the card
 
 Utilization is of the necessary FLOPs (launch/bench/flops.py) and of all that a padded batch with
-logits at labels costs ("model"), over the card's dense bfloat16 or TF32 peak. A trace of three steps
-is kept in OUT/trace and its three largest terms are printed. Writes OUT/gpu.json and OUT/gpu.md.
+logits at labels costs ("model"), over the card's dense bfloat16 or TF32 peak. A trace of one
+turn is kept in OUT/trace and its three largest terms are printed (`command_buffer` hides what is in
+it: XLA_FLAGS=--xla_gpu_enable_command_buffer= does without). Writes OUT/gpu.json and OUT/gpu.md.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import glob
 import gzip
 import json
+import os
 import pathlib
-import subprocess
 import sys
 import time
 
-from launch.bench import flops, processes, workload
+from launch.bench import flops, processes, serving, workload
 
 # Dense FLOP/s of one card by NVIDIA's data sheets (H100 SXM and H200 alike), without sparsity.
 PEAKS = {"bfloat16": 989e12, "float32": 494e12}  # float32 products in TF32
@@ -41,23 +44,25 @@ FLASH = {"model.attention_kernel": "flash"}
 WAYS = {"written_out": {}, "flash": FLASH, "cut": FLASH,
         "fused": {"model.attention_kernel": "fused"}, "torch": None}
 PARTS = 8  # of a batch, where it is cut
+WARMUP, ROUNDS = 1, 3  # turns of `--steps` steps
 CONTAINERS = ("while", "cond", "conditional", "call")  # their time is that of what is in them
 
 
 def main():
   args = parse()
   if args.case:
-    print(json.dumps(run_case(json.loads(args.case), args)))
+    run_case(json.loads(args.case), args)
     return
   out = pathlib.Path(args.out)
   out.mkdir(parents=True, exist_ok=True)
-  rows = []
-  for case in cases(args):
-    row = {**case, **start(case, args)}
-    rows.append(row)
-    print(json.dumps(row), file=sys.stderr, flush=True)
-    (out / "gpu.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (out / "gpu.md").write_text(markdown(rows))
+  rows, waiting = [], list(cases(args))
+  while waiting:
+    group, waiting = waiting[:args.at_once], waiting[args.at_once:]
+    for row in measure(group, args):
+      rows.append(row)
+      print(json.dumps(row), file=sys.stderr, flush=True)
+      (out / "gpu.json").write_text(json.dumps(rows, indent=1) + "\n")
+      (out / "gpu.md").write_text(markdown(rows))
   print(markdown(rows))
 
 
@@ -72,9 +77,11 @@ def parse(arguments=None):
   parser.add_argument("--sizes", default="base,large")
   parser.add_argument("--dtypes", default="float32,bfloat16")
   parser.add_argument("--ways", default=",".join(WAYS))
-  parser.add_argument("--steps", type=int, default=20)
+  parser.add_argument("--steps", type=int, default=10, help="of a turn")
+  parser.add_argument("--at_once", type=int, default=8)
   parser.add_argument("--smoke", action="store_true")
-  parser.add_argument("--case", default="", help="for the program's own use")
+  parser.add_argument("--case", default="", help="for the program's own use, as --serve")
+  parser.add_argument("--serve", action="store_true")
   args = parser.parse_args(arguments)
   if args.smoke:
     args.sizes, args.batches, args.steps = "smoke", "64", 2
@@ -100,84 +107,94 @@ def fields(case):
   return chosen
 
 
-def start(case, args):
-  """Returns the numbers of a case, from a process of its own, or why there are none."""
-  if case["way"] == "torch":
-    return start_torch(case, args)
-  command = [sys.executable, "-m", "launch.bench.gpu", f"--data_dir={args.data_dir}",
-             f"--out={args.out}", f"--steps={args.steps}", f"--case={json.dumps(case)}"]
-  return _answer(command)
+def measure(group, args):
+  """Yields {a case and its numbers, or why there are none}, once all of the group are ready."""
+  began, running = time.perf_counter(), []
+  try:
+    for case in group:
+      try:
+        running.append((case, processes.Process(_command(case, args))))
+      except OSError as error:
+        yield {**case, "failed": str(error)}
+        continue
+      running[-1][1].ask(WARMUP)
+    for case, process in list(running):
+      try:
+        process.hear(count=False)
+        case["ready_s"] = round(time.perf_counter() - began, 1)
+      except processes.Failed as error:
+        running.remove((case, process))
+        yield {**case, "failed": str(error)}
+    for case, process in running:
+      try:
+        process.take(ROUNDS)
+        found = process.result()
+        if case["way"] != "torch":
+          process.take(1, count=False)
+        facts = {name: process.answer[name] for name in ("memory_gb", "largest")
+                 if name in process.answer}
+        yield {**case, **_facts(case, found, args.data_dir), **facts}
+      except processes.Failed as error:
+        yield {**case, "failed": str(error)}
+      process.close()
+  finally:
+    for _, process in running:
+      process.close()
 
 
-def start_torch(case, args):
-  """Returns the same of the hand-tuned PyTorch, on the card (or, with --smoke, the CPU)."""
-  probe = "import torch, sys; sys.exit(not torch.cuda.is_available())"
-  on_card = not subprocess.run([args.torch_python, "-c", probe], check=False,
-                               capture_output=True).returncode
-  if not on_card and not args.smoke:
-    return {"failed": f"{args.torch_python} has no torch that sees a card"}
+def _command(case, args):
+  if case["way"] != "torch":
+    return [sys.executable, "-m", "launch.bench.gpu", f"--data_dir={args.data_dir}",
+            f"--out={args.out}", f"--steps={args.steps}", f"--case={json.dumps(case)}"]
+  on_card = not args.smoke
   size = dataclasses.asdict(SIZES[case["size"]])
   options = f"bf16={int(case['dtype'] == 'bfloat16')},compile={int(on_card)}"
-  command = [args.torch_python, "-m", "launch.bench.contestants.tuned_torch",
-             f"--data_dir={args.data_dir}", f"--device={'cuda' if on_card else 'cpu'}",
-             f"--options={options}", f"--steps={args.steps}", "--warmup=3",
-             *[f"--{name}={size[name]}" for name in
-               ("layers", "width", "heads", "hidden", "max_len")], f"--batch={case['batch']}"]
-  found = _answer(command)
-  if "failed" in found:
-    return found
-  # Its memory is what the process takes of the host, not of the card.
-  return _facts(case, found["users_per_s"], found["tokens_per_s"], found.get("card", "cpu"),
-                args.data_dir)
-
-
-def _answer(command):
-  done = subprocess.run(command, cwd=processes.ROOT, check=False, capture_output=True, text=True)
-  if done.returncode:
-    return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:300]}
-  return json.loads(done.stdout.strip().splitlines()[-1])
+  return [args.torch_python, "-m", "launch.bench.contestants.tuned_torch",
+          f"--data_dir={args.data_dir}", f"--device={'cuda' if on_card else 'cpu'}",
+          f"--options={options}", f"--at_once={args.steps}", f"--batch={case['batch']}",
+          *[f"--{name}={size[name]}" for name in
+            ("layers", "width", "heads", "hidden", "max_len")]]
 
 
 def run_case(case, args):
-  """Returns the numbers of a case of recjax, measured in this process."""
+  """Answers for a case of recjax, as a contestant does; one more turn is traced."""
+  # Others may be there, getting ready; what compiles must not take the card's memory from them.
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   import jax
 
   from launch.bench import settings
   from launch.bench.contestants import recjax_step
   from recjax import partition
-  size = dataclasses.replace(SIZES[case["size"]], batch=case["batch"])
-  config = settings.get_config("bert4rec", path="plain", data_dir=args.data_dir, size=size,
-                               dtype=case["dtype"], **fields(case))
+  session = serving.Session(args, card=jax.devices()[0].device_kind)
   # Products of float32 in TF32, as PyTorch's "high".
   jax.config.update("jax_default_matmul_precision", "tensorfloat32")
-  begin = time.perf_counter()
-  take, extra = recjax_step.make(config)
-  take(3)
-  started = time.perf_counter() - begin
-  begin = time.perf_counter()
-  sums = take(args.steps)
-  seconds = time.perf_counter() - begin
+  take, extra = recjax_step.make(settings.get_config(
+    "bert4rec", path="plain", data_dir=args.data_dir, dtype=case["dtype"],
+    size=dataclasses.replace(SIZES[case["size"]], batch=case["batch"]), **fields(case)))
   folder = pathlib.Path(args.out, "trace", "-".join(map(str, case.values())))
-  with jax.profiler.trace(str(folder)):
-    take(3)
-  found = _facts(case, float(sums["examples"]) / seconds,
-                 float(sums["tokens"] - extra * sums["examples"]) / seconds,
-                 jax.devices()[0].device_kind, args.data_dir)
-  return {**found, "memory_gb": partition.peak_memory_gb(), "ready_s": started,
-          "largest": largest(folder)}
+  turns = 0
+  while session.wanted():
+    traced = turns == WARMUP + ROUNDS
+    with jax.profiler.trace(str(folder)) if traced else contextlib.nullcontext():
+      sums = take(args.steps)
+    if traced:
+      session.facts.update(largest=largest(folder), memory_gb=partition.peak_memory_gb())
+    session.took(loss=sums["loss"] / sums["weight"], users=sums["examples"],
+                 tokens=sums["tokens"] - extra * sums["examples"], steps=args.steps)
+    turns += 1
 
 
-def _facts(case, users_per_s, tokens_per_s, card, data_dir):
-  """Returns the numbers of a case; utilization where the card's peak is known."""
+def _facts(case, found, data_dir):
+  """Returns the numbers of a contestant's result; utilization where the card's peak is known."""
   size, data = SIZES[case["size"]], workload.load(data_dir)
   lengths = (workload.windows(data, size.max_len) > 0).sum(1)
-  needed = flops.of_task("bert4rec", lengths, size=size, num_items=data.num_items)
-  padded = flops.padded(size, num_items=data.num_items)
-  found = {"users_per_s": users_per_s, "tokens_per_s": tokens_per_s, "card": card}
-  if any(name in card for name in CARDS):
-    peak = PEAKS[case["dtype"]]
-    found.update(necessary=users_per_s * needed / peak, model=users_per_s * padded / peak)
-  return found
+  facts = {name: found[name] for name in ("users_per_s", "tokens_per_s", "card")}
+  if any(name in found["card"] for name in CARDS):
+    for name, work in (
+        ("necessary", flops.of_task("bert4rec", lengths, size=size, num_items=data.num_items)),
+        ("model", flops.padded(size, num_items=data.num_items))):
+      facts[name] = found["users_per_s"] * work / PEAKS[case["dtype"]]
+  return facts
 
 
 def largest(folder, count=3):

@@ -29,7 +29,11 @@ class Process:
   def __init__(self, command):
     """Starts `command`, a list whose first entry is a Python interpreter."""
     self._errors = tempfile.TemporaryFile()
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore")
+    # What PYTHONPATH adds is made for the interpreter that runs this.
+    path = str(ROOT)
+    if command[0] == sys.executable and os.environ.get("PYTHONPATH"):
+      path += os.pathsep + os.environ["PYTHONPATH"]
+    environment = dict(os.environ, PYTHONPATH=path, PYTHONWARNINGS="ignore")
     self._process = subprocess.Popen(
       [*command, "--serve"], cwd=ROOT, env=environment, text=True, start_new_session=True,
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
@@ -37,12 +41,18 @@ class Process:
 
   def take(self, steps, *, count=True):
     """Has `steps` steps taken; they are among `rows` if they `count`."""
-    try:
+    self.ask(steps)
+    self.hear(count=count)
+
+  def ask(self, steps):
+    """Asks for steps without waiting for them."""
+    with contextlib.suppress(BrokenPipeError):  # `hear` says why
       self._process.stdin.write(f"{steps}\n")
       self._process.stdin.flush()
-      line = self._process.stdout.readline()
-    except BrokenPipeError:
-      line = ""
+
+  def hear(self, *, count=True):
+    """Waits for what was asked for."""
+    line = self._process.stdout.readline()
     if not line:
       raise Failed(self._reason())
     self.answer = json.loads(line)

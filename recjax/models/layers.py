@@ -286,7 +286,7 @@ def select(x, positions):
 
 
 def select_labeled(x, positions):
-  """Returns what `select` does of positions that ascend, and zeros where they end (0 from there on).
+  """Returns what `select` does of positions that ascend; behind the last they are 0, and vectors too.
 
   As nothing is asked for twice, a GPU needs no atomic additions for the gradient.
   """

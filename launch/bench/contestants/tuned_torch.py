@@ -136,7 +136,7 @@ def write_options(options):
 
 
 def main():
-  args = serving.parse(__doc__, options="", device="cpu")
+  args = serving.parse(__doc__, options="", device="cpu", at_once=1)
   data, size = workload.load(args.data_dir), serving.size(args)
   options = parse_options(args.options)
   trainer = Trainer(args.task, data, size, args.seed, options,
@@ -147,8 +147,11 @@ def main():
     settings=write_options({**options, "threads": torch.get_num_threads()}),
     card=torch.cuda.get_device_name() if args.device == "cuda" else "cpu")
   while session.wanted():
-    loss, users, tokens = trainer.step()
-    session.took(loss=loss, users=users, tokens=tokens)
+    losses, users, tokens = zip(*(trainer.step() for _ in range(args.at_once)))
+    if args.device == "cuda":
+      torch.cuda.synchronize()
+      session.facts["memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+    session.took(loss=losses[-1], users=sum(users), tokens=sum(tokens), steps=args.at_once)
 
 
 if __name__ == "__main__":
