@@ -18,8 +18,8 @@ Stage 2 trains everything, the encoder at a tenth of the head's rate (1e-4, 1e-3
 the head alone, and with `tune=alike` everything at the head's rate, as what starts from scratch.
 --config.model.read=mask|mean|cls says what the vector of a session is. With
 --config.objective.click.of=liked clicks are ratings of 4 and more. The challenge that it is from
-(CBVRP) had private features, and its numbers say nothing about these. Nothing has been measured
-here yet.
+(CBVRP) had private features, and its numbers say nothing about these; configs/studies/sessrec.py
+measures.
 
 Arguments: stage=1|2, tune=all|head|alike, features=text+genre+given (joined by +),
 of=title+plot+genre (likewise), encoder=word_avg|cnn|bigru_attention|transformer_cls, path=FILE of

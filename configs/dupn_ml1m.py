@@ -18,8 +18,8 @@ day.
 
 The transfer carries tables, LSTM and attention; a task's head is its own and always fresh. With
 --config.transfer.freeze="(embed|lstm|attention)/.*" the head alone is trained. Weights are those of
---config.objective.mix.parts. `configs/studies/dupn.py` compares all of it. The paper's numbers are
-of Taobao's own data: there is nothing to check ours against. Nothing has been measured here yet.
+--config.objective.mix.parts. `configs/studies/dupn.py` compares all of it (README.md has what it
+found). The paper's numbers are of Taobao's own data: there is nothing to check ours against.
 
 Directors and genres are read of movies; of the users who they are and, without
 --config.model.user_width=0, a vector each.

@@ -16,7 +16,7 @@ tests and the one before it validates.
 The protocol is `full_repeats`: all 11,997 items are ranked, those of the history included, since
 baskets repeat. On the test baskets of 1,024 users popularity reaches NDCG@10 8.2 % and Recall@10
 7.6 %, personal frequency 12.3 % and 15.0 %, from all baskets before. Sizes and rates are ours,
-after Sun et al. 2019. No run of either phase has been trained to its end yet.
+after Sun et al. 2019. What they reach: README.md, "Fine-tuning"; configs/studies/nbp.py compares.
 
 Arguments: phase=pretrain|tune, tasks=mip_nbp|mip, size=full|cpu.
 """

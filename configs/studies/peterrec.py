@@ -3,8 +3,8 @@
 One task a study, `task=items|gender|age|occupation`: patches of three kinds beside fine-tuning
 everything, training the last layer alone, and training from scratch; with quality, trained
 parameters, bytes a task and seconds. The paper finds patches as good as tuning all, at 9 % of a
-block's parameters, and the last layer alone far behind. `task=gender,cpu` takes 51 minutes on one
-CPU core (README.md has its numbers); the others have not been run.
+block's parameters, and the last layer alone far behind. `:cpu` takes 7 to 22 minutes on one AVX-512
+core (README.md has the numbers); the full size has not been run.
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DIR
     python -m recjax.study --config=configs/studies/peterrec.py:task=gender,cpu \\

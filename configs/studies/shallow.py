@@ -2,8 +2,8 @@
 
 Rows: the base MLP on the target alone, the same from the user vectors of the MLP of the source,
 MLP++, CoNet and SCoNet, which learn both domains at once. `data=food_kitchen` (default), `cold`
-(target users with at most 5 training items) or `douban`; the last two have not been run yet.
-`:cpu` takes 40 minutes of a core.
+(target users with at most 5 training items) or `douban`. `:cpu` takes 7 to 16 minutes of an AVX-512
+core, 40 of an older one; the full size has not been run.
 
     python -m recjax.prepare --config=configs/data/food_kitchen.py --raw_dir=RAW --data_dir=DIR
     python -m recjax.prepare --config=configs/data/douban.py --raw_dir=RAW --data_dir=DIR
