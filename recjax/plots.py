@@ -100,6 +100,11 @@ def _quality_axis(axis, group):
   unit = " (smaller is better)" if metrics_lib.is_error(group["metric"]) else " (%)"
   axis.set_title(group["task"] or group["protocol"], fontsize=10)
   axis.set_xscale("log")
+  low, high = axis.get_xlim()
+  if high < 10 * low:  # names of powers of ten, and of what lies between, would meet
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
+    axis.xaxis.set_minor_locator(ticker.NullLocator())
+  axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
   axis.set_xlabel("trained parameters", fontsize=9)
   axis.set_ylabel(f"{group['protocol']} {tables.metric_name(group['metric'])}{unit}", fontsize=9)
   axis.tick_params(labelsize=8.5)
