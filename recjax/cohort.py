@@ -217,8 +217,8 @@ def _together(settings, configs, workdirs, lanes, clock):
   with clock.measure("compile"):
     states = stack(*(heads.pad(narrow(state)) for state in states))
     take = take.lower(states, np.int32(0)).compile()
-    steps = make_steps(setting, configs[members[0]], lanes=lanes).lower(
-      states, numbers, tables, np.int32(1), frozen, own).compile()
+    steps = partition.compile_steps(make_steps(setting, configs[members[0]], lanes=lanes).lower(
+      states, numbers, tables, np.int32(1), frozen, own))
   def state_of(states, lane):
     state = take(states, np.int32(lane))
     return widen(heads.cut(state, cohort_tasks.width(settings[lane])))

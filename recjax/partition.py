@@ -14,6 +14,7 @@ from recjax import collective, errors, memory, trees
 
 DATA_AXIS = "data"
 MODEL_AXIS = collective.AXIS
+TRITON = "xla_gpu_enable_triton_gemm"
 
 
 def initialize(num_devices=None):
@@ -276,12 +277,19 @@ def peak_memory_gb():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def compiler_options():
-  """Returns options of XLA for the training step, None but on a GPU.
+def compile_steps(lowered):
+  """Returns the compiled program of a `jax.jit(...).lower(...)` of training steps.
 
-  Trying Triton's ways to multiply matrices takes minutes of a step's compilation.
+  On a GPU XLA also tries Triton's ways to multiply matrices, which takes minutes for a step and
+  found nothing better than cuBLAS (launch/bench/README.md): here it does not.
   """
-  return {"xla_gpu_enable_triton_gemm": False} if jax.default_backend() == "gpu" else None
+  if jax.default_backend() == "gpu":
+    try:
+      return lowered.compile({TRITON: False})
+    except jax.errors.JaxRuntimeError as error:
+      if TRITON not in str(error):  # or else an XLA that has no such option
+        raise
+  return lowered.compile()
 
 
 def enable_compilation_cache():

@@ -129,8 +129,7 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
     return constrain(state), sums
 
   everywhere = partition.replicated(mesh)
-  return jax.jit(many, donate_argnums=0, out_shardings=(None, everywhere) if split else everywhere,
-                 compiler_options=partition.compiler_options())
+  return jax.jit(many, donate_argnums=0, out_shardings=(None, everywhere) if split else everywhere)
 
 
 def make_predict(apply_fn, objective, mesh, split=None):

@@ -109,7 +109,7 @@ def train_and_evaluate(config, workdir):
   # The step is compiled apart from the time that counts as training.
   tables, _ = setting.feed.at(step)
   with clock.measure("compile"):
-    train_steps = start.train_steps.lower(state, tables, np.int32(1)).compile()
+    train_steps = partition.compile_steps(start.train_steps.lower(state, tables, np.int32(1)))
   with partition.Preemption() as preemption:
     wanted = next(story)
     while wanted:

@@ -46,7 +46,7 @@ def attention(qkv, keep, seeds, causal, rate):
 
   Args:
     qkv: [B, T, 3, H, d], queries, keys and values.
-    keep: bool [B, T], False at padding, which stands before everything else.
+    keep: bool [B, T], False at what nobody reads: padding, before everything else, and gaps.
     seeds: uint32 [2] of dropout, see `layers.kept`.
     causal: whether a position reads itself and those before it only.
     rate: of dropout on the weights.

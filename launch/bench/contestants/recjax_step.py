@@ -40,7 +40,7 @@ def make(config):
   everywhere = partition.replicated(setting.exp.mesh)
   state = partition.put_state(state_lib.create(params, tx, config.seed), everywhere)
   resident, _ = setting.feed.at(0)
-  compiled = steps.lower(state, resident, np.int32(1)).compile()
+  compiled = partition.compile_steps(steps.lower(state, resident, np.int32(1)))
 
   def take(count):
     nonlocal state
