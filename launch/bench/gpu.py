@@ -124,6 +124,7 @@ def measure(group, args):
         case["ready_s"] = round(time.perf_counter() - began, 1)
       except processes.Failed as error:
         running.remove((case, process))
+        process.close()
         yield {**case, "failed": str(error)}
     for case, process in running:
       try:
