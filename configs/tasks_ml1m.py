@@ -46,6 +46,8 @@ def get_config(arg=None):
     config.micro_lengths = ()  # views are not cut
     config.objective.name = "mix"
     config.objective.mix.parts = sum(parts, ())
+    if "nip" in arg.tasks.split("+") and len(parts) > 1:
+      config.objective.window = "prefix"  # all tasks read the past that it cuts off
   return config
 
 
