@@ -3,8 +3,8 @@
 Two objectives on every batch, next items at all positions and, with weight 0.1, contrastive
 learning over crops, masks and reorderings of the same user's sequence; metrics.jsonl reports each
 apart. `data=src` pre-trains on the source domain, `data=tgt` tunes on the cold target, `data=all`
-is leave-one-out on the whole. Not run at length yet: whether the second objective helps here has
-not been measured.
+is leave-one-out on the whole. Not run at length yet; what contrast gives BERT4Rec and NextItNet
+before a cold target is in README.md (it hurts the one and helps neither).
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DATA
     python -m recjax.train --config=configs/cl4srec_ml1m.py:data=all,size=cpu \\

@@ -193,7 +193,7 @@ def test_every_question_fits_its_model(path, arg, found):
 
 @pytest.mark.parametrize("path, args", [
   ("kge", ("transe,loss=adversarial", "transh", "transr,size=cpu", "transd", "complex,size=cpu",
-           "complex", "proje,data=ml1m_kg", "tucker", "tucker,size=cpu")),
+           "complex", "complex,loss=softmax", "proje,data=ml1m_kg", "tucker", "tucker,size=cpu")),
   ("social", ("node2vec", "line,data=ciao_trust", "line,size=cpu"))])
 def test_every_model_of_graphs_fits_its_objective(path, args):
   for arg in args:

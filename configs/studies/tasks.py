@@ -5,7 +5,8 @@ contrast between users (CL4SRec), attributes of movies (MAP and AAP of S3-Rec), 
 carried over by `model` and tuned alike, so that they differ in what was pre-trained alone.
 
 Full size: five seeds with a pre-training each, for a GPU or TPU; it has not been run. `:cpu`: one
-pre-training a row on the last 30 movies of a user, 15 epochs, tuned with three seeds: 27 runs.
+pre-training a row on the last 30 movies of a user, 15 epochs, tuned with three seeds: 27 runs, half
+an hour of a core that other work shared.
 
     python -m recjax.prepare --config=configs/data/ml1m.py --raw_dir=RAW --data_dir=DIR
     python -m recjax.study --config=configs/studies/tasks.py:cpu --workdir=W --config.data_dir=DIR

@@ -11,7 +11,7 @@ large (8 layers, width 512, T = 200). Ways:
 
     written_out  attention as XLA makes it, the whole batch at once
     flash        attention in one kernel with dropout on its weights (recjax/models/flash.py)
-    cut          the same, rows sorted by length, in 8 parts, cut to half the columns where that does
+    cut          the same, rows sorted by length, in 8 parts, cut to half the columns if that does
     fused        cuDNN's attention, which has no dropout on its weights (bfloat16 alone)
     torch        the hand-tuned PyTorch, where `--torch_python` can import one that sees the card
 

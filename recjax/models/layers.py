@@ -286,7 +286,7 @@ def select(x, positions):
 
 
 def select_labeled(x, positions):
-  """Returns what `select` does of positions that ascend; behind the last they are 0, and vectors too.
+  """Returns what `select` does of positions that ascend; behind the last both are 0.
 
   As nothing is asked for twice, a GPU needs no atomic additions for the gradient.
   """

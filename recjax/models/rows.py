@@ -34,7 +34,7 @@ def _backward(dtype, often, kept, pull):
   zeros = jnp.zeros_like(table)
   if jax.default_backend() != "gpu":
     return zeros.at[ids].add(pull), None
-  apart = functools.reduce(jnp.logical_or, [ids == one for one in often], jnp.zeros(ids.shape, bool))
+  apart = jnp.isin(ids, jnp.array(often, ids.dtype))
   sums = zeros.at[jnp.where(apart, len(table), ids)].add(pull, mode="drop")
   for one in often:
     sums = sums.at[one].set(jnp.sum(jnp.where((ids == one)[:, None], pull, 0), 0), mode="drop")
