@@ -1,7 +1,7 @@
 """Seven knowledge-graph embeddings on WN18RR beside their published numbers.
 
 Full size: published sizes, three seeds, for a GPU. `:cpu`: narrower vectors and fewer epochs, one
-seed; 44 minutes of a core without TuckER, and 75 for TuckER.
+seed; 44 minutes of a core without TuckER, and 75 or more for TuckER.
 TransR is trained from TransE (`margin`), as its authors do.
 
     python -m recjax.prepare --config=configs/data/wn18rr.py --raw_dir=RAW --data_dir=DATA
