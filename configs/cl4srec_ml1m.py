@@ -21,6 +21,9 @@ Arguments: data=src|tgt|all, size=full|cpu, variant=survey_code|sasrec.
 from configs import sasrec_ml1m
 from recjax import spec
 
+CONTRAST = dict(operators=("crop", "mask", "reorder"), crop_share=0.6, mask_share=0.3,
+                reorder_share=0.6, temperature=0.1, normalize=True, append_mask=False, group=32)
+
 
 def get_config(arg=None):
   """Returns the config; see the module's docstring for `arg`."""
@@ -28,9 +31,7 @@ def get_config(arg=None):
   config = sasrec_ml1m.get_config(f"data={arg.data},size={arg.size},variant={arg.variant}")
   config.objective.name = "mix"
   config.objective.mix.parts = (("causal_next_item", 1.0), ("contrast", 0.1))
-  config.objective.contrast = dict(
-    operators=("crop", "mask", "reorder"), crop_share=0.6, mask_share=0.3, reorder_share=0.6,
-    temperature=0.1, normalize=True, append_mask=False, group=32)
+  config.objective.contrast = dict(CONTRAST)
   config.micro_lengths = ()  # views are not cut
   return config
 

@@ -26,6 +26,7 @@ size=cpu reads the last 30 movies of a user, with 2 layers of 64, for 15 epochs 
 Arguments: tasks (above), data=src|tgt|all, size=full|cpu.
 """
 
+from configs import cl4srec_ml1m
 from configs import knowledge_ml1m
 from recjax import errors
 from recjax import spec
@@ -39,9 +40,7 @@ def get_config(arg=None):
   arg = spec.parse_arg(arg, tasks="mip+contrast", data="src", size="full")
   parts = [errors.choose(PARTS, task, "tasks") for task in arg.tasks.split("+")]
   config = knowledge_ml1m.get_config(f"know=none,data={arg.data},size={arg.size}")
-  config.objective.contrast = dict(
-    operators=("crop", "mask", "reorder"), crop_share=0.6, mask_share=0.3, reorder_share=0.6,
-    temperature=0.1, normalize=True, append_mask=True, group=32)
+  config.objective.contrast = dict(cl4srec_ml1m.CONTRAST, append_mask=True)
   if arg.data != "tgt":
     config.micro_lengths = ()  # views are not cut
     config.objective.name = "mix"

@@ -38,6 +38,23 @@ def study(title, *, prepare, seeds, headline=("ndcg@10", "recall@10", "mrr"), ov
   return config
 
 
+def add_transfer(config, name, *, source, pretrain, tune, shared):
+  """Adds a pre-training and the runs that are tuned from it, by mode "model", to `config.runs`.
+
+  Args:
+    config: of `study`.
+    name: of the tuned runs.
+    source: of the pre-training.
+    pretrain: its config, "FILE.py:arg".
+    tune: theirs.
+    shared: whether one pre-training, of the first seed, feeds every seed.
+  """
+  seeds = config.seeds[:1] if shared else config.seeds
+  config.runs[source] = {"config": pretrain, "seeds": seeds}
+  config.runs[name] = {"config": tune, "source": source, "mode": "model",
+                       "source_seeds": seeds * (len(config.seeds) // len(seeds))}
+
+
 def proof(config, title):
   """Cuts a study to three steps a run and a single seed, to see that each of its rows runs."""
   config.update(title=f"{title}, three steps a row", seeds=(0,), overrides=(

@@ -77,9 +77,6 @@ def _path(arg, know, data):
 
 def _add(config, arg, know, title, name):
   """Adds a pre-training and the row that is tuned from it."""
-  sources = config.seeds[:1] if arg.cpu else config.seeds
-  config.runs[f"source_{know}"] = {"config": _path(arg, know, "src"), "seeds": sources}
-  config.runs[name] = {
-    "config": _path(arg, know, "tgt"), "source": f"source_{know}", "mode": "model",
-    "source_seeds": sources * (len(config.seeds) // len(sources))}
+  common.add_transfer(config, name, source=f"source_{know}", pretrain=_path(arg, know, "src"),
+                      tune=_path(arg, know, "tgt"), shared=arg.cpu)
   config.rows += ((title, name),)

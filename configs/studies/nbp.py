@@ -27,13 +27,11 @@ def get_config(arg=None):
     headline=("ndcg@10", "recall@10", "f1@5", "hit@5"))
 
   tune = f"configs/nbp_tafeng.py:phase=tune,size={size}"
-  sources = config.seeds[:1] if arg.cpu else config.seeds
   config.runs = {"none": {"config": tune}}
   for tasks in ("mip", "mip_nbp"):
-    config.runs[f"source_{tasks}"] = {
-      "config": f"configs/nbp_tafeng.py:phase=pretrain,tasks={tasks},size={size}", "seeds": sources}
-    config.runs[tasks] = {"config": tune, "source": f"source_{tasks}", "mode": "model",
-                          "source_seeds": sources * (len(config.seeds) // len(sources))}
+    common.add_transfer(
+      config, tasks, source=f"source_{tasks}", tune=tune, shared=arg.cpu,
+      pretrain=f"configs/nbp_tafeng.py:phase=pretrain,tasks={tasks},size={size}")
   config.rows = (("none", "none"), ("MIP", "mip"), ("MIP + NBP", "mip_nbp"))
   config.baseline = "none"
   config.comparisons = (

@@ -15,8 +15,9 @@ an hour of a core that other work shared.
 from configs.studies import common
 from recjax import spec
 
-TASKS = {"mip": "MIP", "nip": "NIP", "mip+nip": "MIP + NIP", "mip+contrast": "MIP + contrast",
-         "mip+attributes": "MIP + attributes", "mip+nip+contrast+attributes": "all"}
+TITLES = {"mip": "MIP", "nip": "NIP", "mip_nip": "MIP + NIP", "mip_contrast": "MIP + contrast",
+          "mip_attributes": "MIP + attributes", "all": "all"}
+ALL = "mip+nip+contrast+attributes"
 
 
 def get_config(arg=None):
@@ -28,23 +29,17 @@ def get_config(arg=None):
     prepare=common.prepare("ml1m"),
     seeds=(0, 1, 2) if arg.cpu else (0, 1, 2, 3, 4))
   tune = f"configs/tasks_ml1m.py:data=tgt,size={size}"
-  sources = config.seeds[:1] if arg.cpu else config.seeds
   config.runs = {"none": {"config": tune}}
-  names = {}
-  for tasks in TASKS:
-    name = names[tasks] = "all" if TASKS[tasks] == "all" else tasks.replace("+", "_")
-    config.runs[f"source_{name}"] = {
-      "config": f"configs/tasks_ml1m.py:tasks={tasks},size={size}", "seeds": sources}
-    config.runs[name] = {"config": tune, "source": f"source_{name}", "mode": "model",
-                         "source_seeds": sources * (len(config.seeds) // len(sources))}
-  config.rows = (("no pre-training", "none"),
-                 *((title, names[tasks]) for tasks, title in TASKS.items()))
-  joined = tuple(names[tasks] for tasks in TASKS if "+" in tasks)
+  for name in TITLES:
+    tasks = ALL if name == "all" else name.replace("_", "+")
+    common.add_transfer(config, name, source=f"source_{name}", tune=tune, shared=arg.cpu,
+                        pretrain=f"configs/tasks_ml1m.py:tasks={tasks},size={size}")
+  config.rows = (("no pre-training", "none"), *((title, name) for name, title in TITLES.items()))
+  joined = tuple(name for name in TITLES if name not in ("mip", "nip"))
   config.baselines = {"mip": "none", "nip": "none", **dict.fromkeys(joined, "mip")}
   config.comparisons = (("MIP – NIP", "mip", "nip"), ("none – popularity", "none", "popularity"))
   config.claims = (
-    ("Pre-training helps the cold target",
-     tuple((name, "none") for name in names.values())),
+    ("Pre-training helps the cold target", tuple((name, "none") for name in TITLES)),
     ("Further tasks make masked items better", tuple((name, "mip") for name in joined)))
   config.published = {}
   config.notes = """\

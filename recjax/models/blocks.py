@@ -177,10 +177,9 @@ class FusionBlock(Block):
     norms = {name: self._norm(name) for name in ("mlp", "entity_mlp")}
     read = lambda name, y: norms[name](y) if self.norm == "pre" else y
     said = patches.dense(read("entity_mlp", entities), self.hidden, name="entity_up", **start)
-    hidden = layers.ACTIVATIONS[self.act](
-      patches.dense(read("mlp", x), self.hidden, name="up", **start)
-      + jnp.where(known[..., None], said, 0))
-    hidden = layers.Dropout(self.hidden_dropout)(hidden, train=train)
+    hidden = (patches.dense(read("mlp", x), self.hidden, name="up", **start)
+              + jnp.where(known[..., None], said, 0))
+    hidden = layers.Dropout(self.hidden_dropout, self.act)(hidden, train=train)
     out = {}
     for name, stream in streams.items():
       y = self._adapted(name, patches.dense(

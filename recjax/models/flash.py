@@ -56,50 +56,52 @@ def attention(qkv, keep, seeds, causal, rate):
 
 def _forward(qkv, keep, seeds, causal, rate):
   batch, length, _, heads, width = qkv.shape
-  grid, specs = _layout(batch, length, heads, width)
-  out, norm = pl.pallas_call(
-    functools.partial(_forward_kernel, causal=causal, rate=rate, heads=heads, length=length),
-    grid=grid, in_specs=[specs["part"](0), specs["part"](1), specs["part"](2), specs["row"],
-                         specs["first"], specs["seeds"]],
-    out_specs=[specs["head"], specs["norm"]],
-    out_shape=[jax.ShapeDtypeStruct((batch, length, heads, width), qkv.dtype),
-               jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)],
-    name="attention_forward", **_compiler())(
-      qkv, qkv, qkv, keep.astype(jnp.int32), _first(keep), seeds)
+  out, norm = _call(
+    _forward_kernel, "attention_forward", (qkv, keep, seeds), causal=causal, rate=rate,
+    out={"head": jax.ShapeDtypeStruct((batch, length, heads, width), qkv.dtype),
+         "norm": jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)})
   return out, (qkv, keep, seeds, out, norm)
 
 
 def _backward(causal, rate, kept, pull):
   qkv, keep, seeds, out, norm = kept
-  batch, length, _, heads, width = qkv.shape
-  grid, specs = _layout(batch, length, heads, width)
   said = jnp.sum(pull.astype(jnp.float32) * out.astype(jnp.float32), -1).transpose(0, 2, 1)
-  d_qkv = pl.pallas_call(
-    functools.partial(_backward_kernel, causal=causal, rate=rate, heads=heads, length=length),
-    grid=grid, in_specs=[specs["part"](0), specs["part"](1), specs["part"](2), specs["row"],
-                         specs["first"], specs["seeds"], specs["head"], specs["norm"],
-                         specs["norm"]],
-    out_specs=specs["all"], out_shape=jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
-    name="attention_backward", **_compiler())(
-      qkv, qkv, qkv, keep.astype(jnp.int32), _first(keep), seeds, pull, norm, said)
+  d_qkv, = _call(
+    _backward_kernel, "attention_backward", (qkv, keep, seeds), ("head", pull), ("norm", norm),
+    ("norm", said), causal=causal, rate=rate,
+    out={"all": jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)})
   return d_qkv, None, None
 
 
 attention.defvjp(_forward, _backward)
 
 
-def _layout(batch, length, heads, width):
-  """Returns (grid, {what: how a program sees it}): a program a sequence, a head and a block."""
-  grid = (batch, heads, pl.cdiv(length, BLOCK))
-  return grid, {
-    "part": lambda part: pl.BlockSpec(
-      (None, length, None, None, width), lambda b, h, i: (b, 0, part, h, 0)),
-    "all": pl.BlockSpec((None, length, 3, None, width), lambda b, h, i: (b, 0, 0, h, 0)),
-    "head": pl.BlockSpec((None, length, None, width), lambda b, h, i: (b, 0, h, 0)),
-    "norm": pl.BlockSpec((None, None, length), lambda b, h, i: (b, h, 0)),
-    "row": pl.BlockSpec((None, length), lambda b, h, i: (b, 0)),
-    "first": pl.BlockSpec((1,), lambda b, h, i: (b,)),
-    "seeds": pl.BlockSpec((2,), lambda b, h, i: (0,))}
+def _call(kernel, name, inputs, *more, out, causal, rate):
+  """Runs a kernel, a program a sequence, a head and a block; returns what it writes.
+
+  Args:
+    kernel: of those below.
+    name: its name in a trace.
+    inputs: (qkv, keep, seeds), which every kernel reads.
+    *more: (how a program sees it, array) of what else it reads.
+    out: {how a program sees it: shape} of what it writes.
+    causal: see `attention`.
+    rate: likewise.
+  """
+  qkv, keep, seeds = inputs
+  batch, length, _, heads, width = qkv.shape
+  part = lambda number: pl.BlockSpec(
+    (None, length, None, None, width), lambda b, h, i: (b, 0, number, h, 0))
+  seen = {"all": pl.BlockSpec((None, length, 3, None, width), lambda b, h, i: (b, 0, 0, h, 0)),
+          "head": pl.BlockSpec((None, length, None, width), lambda b, h, i: (b, 0, h, 0)),
+          "norm": pl.BlockSpec((None, None, length), lambda b, h, i: (b, h, 0))}
+  specs = [*map(part, range(3)), pl.BlockSpec((None, length), lambda b, h, i: (b, 0)),
+           pl.BlockSpec((1,), lambda b, h, i: (b,)), pl.BlockSpec((2,), lambda b, h, i: (0,))]
+  return pl.pallas_call(
+    functools.partial(kernel, causal=causal, rate=rate, heads=heads, length=length), name=name,
+    grid=(batch, heads, pl.cdiv(length, BLOCK)), in_specs=[*specs, *(seen[how] for how, _ in more)],
+    out_specs=[seen[how] for how in out], out_shape=list(out.values()), **_compiler())(
+      qkv, qkv, qkv, keep.astype(jnp.int32), _first(keep), seeds, *(array for _, array in more))
 
 
 def _compiler():
