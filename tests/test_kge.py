@@ -169,6 +169,21 @@ def test_complex_relations_that_are_real_and_imaginary():
     assert np.abs(forward).max() > 0.01
 
 
+@pytest.mark.parametrize("power", [2, 3])
+def test_complex_penalty(power):
+  """Means of squares of coordinates, or of cubes of moduli: what a phase does not change (N3)."""
+  model = build("complex", width=D, penalty_power=power)
+  params = {"entity": {"embedding": random((E, 2 * D))},
+            "relation": {"embedding": random((R, 2 * D), 1)}}
+  given, relations = jnp.array([0, 4]), jnp.array([2, 1])
+  (_, penalty), _ = model.apply(
+    {"params": params}, given, relations, jnp.zeros(2, bool), jnp.ones(2, bool), {}, penalize=True)
+  def size(rows):
+    return np.mean(np.abs(rows[:, :D] + 1j * rows[:, D:]) ** power, axis=1) / (4 - power)
+  close(penalty, (size(params["entity"]["embedding"][given])
+                  + size(params["relation"]["embedding"][relations])) / 2)
+
+
 def tucker_params(entity, relation, core):
   return {"entity": {"embedding": entity}, "core": {"kernel": core.astype(np.float32)},
           "relation": {"embedding": np.stack([relation, relation])}}
@@ -286,6 +301,8 @@ def test_models_of_other_data_are_refused():
     models.make("transe", variant="kb2e", field_rows={}, num_items=E, num_users=R)
   with pytest.raises(errors.UserError, match="dropouts"):
     build("tucker", dropouts=(0.1, 0.2))
+  with pytest.raises(errors.UserError, match="penalty_power must be 2 or 3, not 4"):
+    build("complex", penalty_power=4)
 
 
 def test_projections_and_averages_of_the_optimizer():

@@ -6,6 +6,7 @@ Letters: B queries, K candidates, E entities, R relations, C complex width.
 import flax.linen as nn
 import jax.numpy as jnp
 
+from recjax import errors
 from recjax.models import graph_layers, layers
 
 VARIANTS = {
@@ -19,13 +20,15 @@ class ComplEx(graph_layers.LinkModel):
   width: int = 200  # C
   scale: float = 1.0  # of the start, N(0, scale)
   dropout: float = 0.0  # of what a query says, in training
+  penalty_power: int = 2  # 3: of moduli, as Lacroix et al. 2018 (N3)
 
   @nn.compact
   def __call__(self, given, relations, asks_head, mask, tables, *, candidates=None,
                penalize=False, train=False):
     """Returns (scores [B, K], {"query": [B, 2 C]}); see `graph_layers.LinkModel`.
 
-    The penalty is the mean of squares of all vectors that a row uses.
+    The penalty is the mean of squares of all vectors that a row uses, or of their cubed moduli;
+    where all entities are candidates, of the given entity and the relation.
     """
     del mask, tables
     start = nn.initializers.normal(self.scale)
@@ -37,10 +40,23 @@ class ComplEx(graph_layers.LinkModel):
     scores = graph_layers.dot(seen, table, candidates)
     if not penalize:
       return scores, {"query": query}
-    used = [jnp.mean(jnp.square(e), -1), jnp.mean(jnp.square(r), -1)]
+    used = [self._size(e), self._size(r)]
     if candidates is not None:
-      used.append(jnp.mean(jnp.square(jnp.take(table, candidates, axis=0)), (-2, -1)))
+      used.append(jnp.mean(self._size(jnp.take(table, candidates, axis=0)), -1))
     return (scores, sum(used) / len(used)), {"query": query}
+
+  def _size(self, x):
+    """Returns [...] of [..., 2 C]: the mean over coordinates of what the penalty weighs."""
+    if self.penalty_power == 2:
+      return jnp.mean(jnp.square(x), -1)
+    real, imaginary = jnp.split(x, 2, -1)
+    return jnp.mean(jnp.power(jnp.square(real) + jnp.square(imaginary), 1.5), -1)
+
+  def check(self):
+    """Raises UserError where the penalty is of another power."""
+    if self.penalty_power not in (2, 3):
+      raise errors.UserError("config.model: penalty_power must be 2 or 3, not "
+                             f"{self.penalty_power!r}")
 
 
 def combine(e, r, asks_head):
