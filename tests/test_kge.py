@@ -11,7 +11,7 @@ import pytest
 
 from configs import common
 from recjax import errors, models, optim, trees
-from recjax.models import graph_layers, translation, tucker
+from recjax.models import graph_layers, layers, translation, tucker
 
 E, R, D = 9, 3, 4
 TRIPLES = np.array(list(itertools.product(range(E), range(R), range(E))), np.int32)
@@ -187,6 +187,22 @@ def test_complex_penalty(power):
 def tucker_params(entity, relation, core):
   return {"entity": {"embedding": entity}, "core": {"kernel": core.astype(np.float32)},
           "relation": {"embedding": np.stack([relation, relation])}}
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_tucker_multiplies_as_dropped_matrices_do(rate):
+  """Products one row of the matrices at a time are those of `layers.Dropout`, gradients too."""
+  x, r, core = random((6, D)), random((6, 5), 1), random((5, D, 7), 2)
+  seeds, weight = jnp.array([3, 2**31 + 5], jnp.uint32), random((6, 7), 3)
+  def by_rows(x, r, core):
+    return tucker.multiply(x, r, core, seeds, rate)
+  def by_matrices(x, r, core):
+    matrix = jnp.einsum("bw,wde->bde", r, core)
+    matrix = jnp.where(layers.kept(matrix.shape, seeds, rate), matrix / (1 - rate), 0)
+    return jnp.einsum("bd,bde->be", x, matrix)
+  want, want_back = jax.vjp(by_matrices, x, r, core)
+  have, have_back = jax.vjp(by_rows, x, r, core)
+  jax.tree.map(close, (have, have_back(weight)), (want, want_back(weight)))
 
 
 def test_tucker_with_a_superdiagonal_core_is_distmult():
