@@ -92,7 +92,7 @@ def multiply(x, r, core, seeds, rate):
 def _multiply_forward(x, r, core, seeds, rate):
   def add(total, at):
     d, x_d, core_d = at
-    return total + _drop(x_d[:, None] * r @ core_d, d, core.shape[1], seeds, rate), None
+    return total + _drop((x_d[:, None] * r) @ core_d, d, core.shape[1], seeds, rate), None
   start = jnp.zeros((len(x), core.shape[2]), x.dtype)
   total, _ = jax.lax.scan(add, start, (jnp.arange(core.shape[1]), x.T, core.swapaxes(0, 1)))
   return total, (x, r, core, seeds)
