@@ -93,8 +93,7 @@ def _multiply_forward(x, r, core, seeds, rate):
   def add(total, at):
     d, x_d, core_d = at
     return total + _drop((x_d[:, None] * r) @ core_d, d, core.shape[1], seeds, rate), None
-  start = jnp.zeros((len(x), core.shape[2]), x.dtype)
-  total, _ = jax.lax.scan(add, start, (jnp.arange(core.shape[1]), x.T, core.swapaxes(0, 1)))
+  total, _ = jax.lax.scan(add, jnp.zeros((len(x), core.shape[2]), x.dtype), _by_row(x, core))
   return total, (x, r, core, seeds)
 
 
@@ -107,11 +106,16 @@ def _multiply_backward(rate, kept, gradient):
     return (r_gradient + product * x_d[:, None],
             (jnp.sum(product * r, axis=1), (x_d[:, None] * r).T @ dropped))
   r_gradient, (x_gradient, core_gradient) = jax.lax.scan(
-    back, jnp.zeros_like(r), (jnp.arange(core.shape[1]), x.T, core.swapaxes(0, 1)))
+    back, jnp.zeros_like(r), _by_row(x, core))
   return x_gradient.T, r_gradient, core_gradient.swapaxes(0, 1), None
 
 
 multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+def _by_row(x, core):
+  """Returns (d [D], x_bd [D, B], core_wde [D, W, E]): what a loop over d reads."""
+  return jnp.arange(core.shape[1]), x.T, core.swapaxes(0, 1)
 
 
 def _drop(y, d, size, seeds, rate):
