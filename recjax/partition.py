@@ -14,7 +14,9 @@ from recjax import collective, errors, memory, trees
 
 DATA_AXIS = "data"
 MODEL_AXIS = collective.AXIS
-TRITON = "xla_gpu_enable_triton_gemm"
+# What `compile_steps` tells XLA, by backend.
+STEP_OPTIONS = {"gpu": ("xla_gpu_enable_triton_gemm", False),
+                "cpu": ("xla_cpu_prefer_vector_width", 512)}
 
 
 def initialize(num_devices=None):
@@ -281,13 +283,15 @@ def compile_steps(lowered):
   """Returns the compiled program of a `jax.jit(...).lower(...)` of training steps.
 
   On a GPU XLA also tries Triton's ways to multiply matrices, which takes minutes for a step and
-  found nothing better than cuBLAS (launch/bench/README.md): here it does not.
+  found nothing better than cuBLAS; on a CPU its loops have vectors of 256 bits even where there are
+  wider ones, and take up to twice as long (launch/bench/README.md): here they have not.
   """
-  if jax.default_backend() == "gpu":
+  if jax.default_backend() in STEP_OPTIONS:
+    option, value = STEP_OPTIONS[jax.default_backend()]
     try:
-      return lowered.compile({TRITON: False})
+      return lowered.compile({option: value})
     except jax.errors.JaxRuntimeError as error:
-      if TRITON not in str(error):  # or else an XLA that has no such option
+      if option not in str(error):  # or else an XLA that has no such option
         raise
   return lowered.compile()
 

@@ -102,9 +102,8 @@ def test_peak_memory_is_plausible():
   assert 0.01 < partition.peak_memory_gb() < 1000
 
 
-@pytest.mark.parametrize("option", [partition.TRITON, "xla_gpu_no_such_option"])
+@pytest.mark.parametrize("option", [*partition.STEP_OPTIONS.values(), ("xla_no_such_option", 1)])
 def test_steps_compile_with_an_option_that_xla_has_and_without_one_that_it_has_not(
     option, monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  monkeypatch.setattr(partition, "TRITON", option)
+  monkeypatch.setitem(partition.STEP_OPTIONS, jax.default_backend(), option)
   assert partition.compile_steps(jax.jit(lambda x: x + 1).lower(1))(2) == 3

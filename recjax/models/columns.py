@@ -19,6 +19,8 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import layout
+from jax.experimental import xla_metadata
 
 from recjax.models import layers
 
@@ -45,7 +47,7 @@ def encode(params, x, keep, positions, *, settings, rng=None):
   total, (runs, room) = settings["num_layers"], positions.shape
   scored = _Scored(positions, rows, length)
   narrow = room * 2 < rows // runs * length  # else restricting costs more than it saves
-  x = _transposed(x.astype(jnp.float32).reshape(-1, width))
+  x = _turned(x.astype(jnp.float32).reshape(-1, width))
   for index in range(total):
     seeds = [None] * SITES if rng is None else jax.random.bits(
       jax.random.fold_in(rng, index), (SITES, 2), jnp.uint32)
@@ -60,7 +62,7 @@ def encode(params, x, keep, positions, *, settings, rng=None):
     x = scored.take(x)
   if settings["final_norm"]:
     x = _norm(params["final_norm"], x)
-  return x.T.reshape(runs, room, width)
+  return _turned(x).reshape(runs, room, width)
 
 
 def _block(params, x, *, keep, scored, seeds, operand, causal, heads, hidden, act, norm, dropout,
@@ -70,53 +72,49 @@ def _block(params, x, *, keep, scored, seeds, operand, causal, heads, hidden, ac
   drop = lambda value, site, rate: _drop(value, seeds[site], rate)
   here = (lambda value: value) if scored is None else scored.take
   weights = params["attention"]
-  project = lambda name, value: _dense(weights[name], value, operand)
+
+  def dense(part, value, **shapes):
+    return _dense(part["kernel"], part["bias"], value, operand, **shapes)
 
   def attend(query, source):
     """Returns [W, ...]: `query` are columns that ask, `source` [W, N] all that may be asked."""
-    if "qkv" in weights:
-      kernel, bias = weights["qkv"]["kernel"], weights["qkv"]["bias"]
-      part = lambda at: {"kernel": kernel[:, at], "bias": bias[at]}
-      if scored is None:
-        asks, keys, values = jnp.split(_dense(weights["qkv"], source, operand), 3)
-      else:
-        width = x.shape[0]
-        asks = _dense(part(slice(0, width)), query, operand)
-        keys, values = jnp.split(_dense(part(slice(width, None)), source, operand), 2)
+    if "qkv" in weights:  # one after the other all the same: they are split into heads anyway
+      parts = jax.tree.map(lambda value: jnp.split(value, 3, axis=-1), weights["qkv"])
+      parts = [{name: value[at] for name, value in parts.items()} for at in range(3)]
     else:
-      asks, keys, values = project("query", query), project("key", source), project("value", source)
+      parts = [weights[name] for name in ("query", "key", "value")]
+    split = heads, keep.shape[0]
+    keys, values = (dense(part, source, out=split) for part in parts[1:])
     if scored is None:
-      asked = jnp.arange(keep.shape[1])[None]
+      asks, asked = dense(parts[0], query, out=split), jnp.arange(keep.shape[1])[None]
     else:
-      asks, asked = scored.to_slots(asks), scored.places
+      asks, asked = _split(scored.to_slots(dense(parts[0], query)), *split), scored.places
     mask = keep[:, None]
     if causal:
       mask = mask & (jnp.arange(keep.shape[1]) <= asked[..., None])
-    rows = keep.shape[0]
-    split = lambda value: jnp.swapaxes(value.reshape(heads, -1, rows, value.shape[1] // rows), 1, 2)
-    mixed = _attend(split(asks), split(keys), split(values), mask, seeds[0], attention_dropout,
-                    operand)
+    mixed = _attend(asks, keys, values, mask, seeds[0], attention_dropout, operand)
+    if scored is None and "out" in weights:
+      return dense(weights["out"], mixed, of=split)
     mixed = jnp.swapaxes(mixed, 1, 2).reshape(x.shape[0], -1)
     mixed = mixed if scored is None else scored.from_slots(mixed)
-    return project("out", mixed) if "out" in weights else mixed
+    return dense(weights["out"], mixed) if "out" in weights else mixed
 
   def feed(y):
-    hidden = _activate(_dense(params["mlp"]["up"], y, operand), seeds[1], act, hidden_dropout,
-                       operand)
-    return _dense(params["mlp"]["down"], hidden, operand)
+    hidden = _activate(dense(params["mlp"]["up"], y), seeds[1], act, hidden_dropout, operand)
+    return dense(params["mlp"]["down"], hidden)
 
-  attention_norm = functools.partial(_norm, params["attention_norm"])
-  mlp_norm = functools.partial(_norm, params["mlp_norm"])
+  attention_norm, mlp_norm = params["attention_norm"], params["mlp_norm"]
   if norm == "pre":
-    y, x = attention_norm(x), here(x)
-    x = x + drop(attend(here(y), y), 2, dropout)
-    x = x + drop(feed(mlp_norm(x)), 3, dropout)
+    y, x = _norm_beside(attention_norm, x)
+    x = here(x) + drop(attend(here(y), y), 2, dropout)
+    y, x = _norm_beside(mlp_norm, x)
+    x = x + drop(feed(y), 3, dropout)
   elif norm == "post":
-    x = attention_norm(here(x) + drop(attend(here(x), x), 2, dropout))
-    x = mlp_norm(x + drop(feed(x), 3, dropout))
+    x = _norm(attention_norm, here(x) + drop(attend(here(x), x), 2, dropout))
+    x = _norm(mlp_norm, x + drop(feed(x), 3, dropout))
   else:
-    y = attention_norm(here(x))
-    y = mlp_norm(y + attend(y, x))
+    y = _norm(attention_norm, here(x))
+    y = _norm(mlp_norm, y + attend(y, x))
     x = y + drop(feed(y), 3, dropout)
   return drop(x, 4, output_dropout)
 
@@ -163,35 +161,95 @@ _pick.defvjp(lambda x, at, back: (_pick(x, at, back), (at, back)),
              lambda kept, change: (_pick(change, kept[1], kept[0]), None, None))
 
 
-def _dense(weights, x, operand):
-  """Returns kernel.T @ x + bias, [m, k] and [m, N] -> float32 [k, N]."""
-  return _product(weights["kernel"], x, operand) + weights["bias"][:, None]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _dense(kernel, bias, x, operand, of=None, out=None):
+  """Returns kernel.T @ x + bias, [m, k], [k] and [m, N] -> float32 [k, N].
+
+  With (H, B) as `of`, x is [H, B, d, T] in place of [m, N], and with `out` so is what comes back.
+  """
+  return _dense_forward(kernel, bias, x, operand, of, out)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(kernel, x, operand):
-  return _dot(_transposed(kernel.astype(operand)), x.astype(operand))
+def _dense_forward(kernel, bias, x, operand, of, out):
+  del of
+  kernel, x = kernel.astype(operand), _whole(x, operand)
+  y = _dot(_transposed(kernel), x) + bias[:, None]
+  return y if out is None else _split(y, *out), (kernel, x)
 
 
-def _product_forward(kernel, x, operand):
-  kernel, x = kernel.astype(operand), x.astype(operand)
-  return _dot(_transposed(kernel), x), (kernel, x)
-
-
-def _product_backward(operand, kept, change):
+def _dense_backward(operand, of, out, kept, change):
+  del out
   kernel, x = kept
-  change = change.astype(operand)
-  return _dot(x, change, contract=(1, 1)), _dot(kernel, change)
+  change = _whole(change, operand)  # the bias reads it as well, so that nothing wide is written
+  d_x = _dot(kernel, change)
+  return (_dot(x, change, contract=(1, 1)), jnp.sum(change.astype(jnp.float32), 1),
+          d_x if of is None else _split(d_x, *of))
 
 
-_product.defvjp(_product_forward, _product_backward)
+_dense.defvjp(_dense_forward, _dense_backward)
 
 
+def _split(x, heads, rows):
+  """Returns [H d, B T] as [H, B, d, T]."""
+  return jnp.swapaxes(x.reshape(heads, -1, rows, x.shape[1] // rows), 1, 2)
+
+
+def _whole(x, operand):
+  """Returns x, as it is or as `_split` gave it, [W, N] as products read it."""
+  if x.ndim == 2:
+    return _narrow(x, operand)
+  # In four axes, since XLA's loops over [W, N] would divide to find them.
+  x = _apart(lambda x: _in_memory(jnp.swapaxes(_rounded(x, operand), 1, 2)), x)
+  return _read(x.reshape(x.shape[0] * x.shape[1], -1), operand)
+
+
+@jax.custom_vjp
 def _norm(weights, x):
   """Returns the layer norm of every column."""
-  x = x - x.mean(0)
-  return (x * jax.lax.rsqrt((x * x).mean(0) + 1e-6) * weights["scale"][:, None]
-          + weights["bias"][:, None])
+  return _norm_forward(weights, x)[0]
+
+
+def _norm_forward(weights, x):
+  mean = x.mean(0)
+  x_ = x - mean
+  scale = jax.lax.rsqrt((x_ * x_).mean(0) + 1e-6)
+  return (x_ * scale * weights["scale"][:, None] + weights["bias"][:, None],
+          (weights["scale"], x, mean, scale))
+
+
+def _norm_backward(kept, change):
+  return _apart(_change_of_norm, *kept, change)
+
+
+_norm.defvjp(_norm_forward, _norm_backward)
+
+
+@jax.custom_vjp
+def _norm_beside(weights, x):
+  """Returns (`_norm` of x, x), for what goes around it: their gradients are added in one pass."""
+  return _norm(weights, x), x
+
+
+def _norm_beside_forward(weights, x):
+  y, kept = _norm_forward(weights, x)
+  return (y, x), kept
+
+
+def _norm_beside_backward(kept, changes):
+  return _apart(_change_of_norm, *kept, *changes)
+
+
+_norm_beside.defvjp(_norm_beside_forward, _norm_beside_backward)
+
+
+def _change_of_norm(weight, x, mean, scale, change, beside=None):
+  """Returns the gradients of the parameters, and of x with `beside` added."""
+  x = (x - mean) * scale
+  product = change * x
+  inner = (weight @ change) / len(x) + x * ((weight @ product) / len(x))
+  out = (change * weight[:, None] - inner) * scale
+  return ({"scale": product.sum(1), "bias": change.sum(1)},
+          out if beside is None else out + beside)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -213,27 +271,32 @@ def _attend(query, key, value, mask, seeds, rate, operand):
 
 
 def _attend_forward(query, key, value, mask, seeds, rate, operand):
-  query, key, value = (part.astype(operand).reshape(-1, *part.shape[2:])
+  # What is computed once a query, a d-th of T, takes the place of passes over Q x T: the norm
+  # divides what is mixed, not the weights, and the gradient of the norm is read off it.
+  query = query / math.sqrt(query.shape[2])
+  query, key, value = (_narrow(part, operand).reshape(-1, *part.shape[2:])
                        for part in (query, key, value))
   by_row = functools.partial(_by_row, len(mask))
-  scores = _dot(_transposed(query), key) / math.sqrt(query.shape[1])
-  weights = jax.nn.softmax(jnp.where(mask, by_row(scores), layers.MASKED_SCORE))
-  weights = weights.reshape(scores.shape)
-  dropped = _drop(weights, seeds, rate).astype(operand)
-  mixed = _dot(value, dropped, contract=(2, 2))
-  return by_row(mixed), (query, key, value, weights.astype(operand), dropped, mask, seeds)
+  scores = _dot(_transposed(query), key)
+  scores = jnp.where(mask, by_row(scores), layers.MASKED_SCORE).reshape(scores.shape)
+  highest = _apart(lambda x: jnp.max(x, axis=-1, keepdims=True), scores)
+  powers = jnp.exp(scores - highest)
+  norm = 1 / jnp.sum(powers, axis=-1)[:, None]
+  dropped = _narrow(_drop(powers, seeds, rate), operand)
+  mixed = _dot(value, dropped, contract=(2, 2)) * norm
+  return by_row(mixed), (query, key, value, powers, dropped, mixed, norm, mask, seeds)
 
 
 def _attend_backward(rate, operand, kept, change):
-  query, key, value, weights, dropped, mask, seeds = kept
-  change = change.astype(operand).reshape(query.shape)
-  back = _drop(_dot(_transposed(change), value), seeds, rate)
-  wide = weights.astype(jnp.float32)
-  back = wide * (back - jnp.sum(back * wide, axis=-1, keepdims=True))
-  back = (back / math.sqrt(query.shape[1])).astype(operand)
+  query, key, value, powers, dropped, mixed, norm, mask, seeds = kept
+  change = change.reshape(mixed.shape) * norm
+  slope = _apart(lambda a, b: jnp.sum(a * b, axis=1)[..., None], change, mixed)
+  change = _narrow(change, operand)
+  back = powers * (_drop(_dot(_transposed(change), value), seeds, rate) - slope)
+  back = _narrow(back, operand)
   by_row = functools.partial(_by_row, len(mask))
-  return (by_row(_dot(key, back, contract=(2, 2))), by_row(_dot(query, back)),
-          by_row(_dot(change, dropped)), None, None)
+  return (by_row(_dot(key, back, contract=(2, 2)) / math.sqrt(query.shape[1])),
+          by_row(_dot(query, back)), by_row(_dot(change, dropped)), None, None)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -251,7 +314,7 @@ def _activate(x, seeds, act, rate, operand):
 
 
 def _activate_forward(x, seeds, act, rate, operand):
-  return _activate(x, seeds, act, rate, operand), (x.astype(operand), seeds)
+  return _activate(x, seeds, act, rate, operand), (_narrow(x, operand), seeds)
 
 
 def _activate_backward(act, rate, operand, kept, change):
@@ -282,6 +345,42 @@ def _dot(a, b, contract=None):
                              preferred_element_type=jnp.float32)
 
 
+def _narrow(x, operand):
+  """Returns x in the type that products read, rounded to nearest, ties to even.
+
+  By bits, where that is bfloat16: in a loop with XLA's own conversion LLVM uses vectors of half
+  the width.
+  """
+  return _read(_rounded(x, operand), operand)
+
+
+def _rounded(x, operand):
+  """Returns `_narrow` of float32 x as `_read` reads it: bfloat16 as its bits, uint16."""
+  if jnp.dtype(operand) != jnp.bfloat16:
+    return x.astype(operand)
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  return ((bits + (jnp.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16).astype(jnp.uint16)
+
+
+def _read(x, operand):
+  return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
+@jax.custom_vjp
+def _turned(x):
+  """Returns the transpose of x, written once: those who read it would do it again each."""
+  return _apart(_transposed, x)
+
+
+_turned.defvjp(lambda x: (_turned(x), None), lambda _, change: (_turned(change),))
+
+
+def _apart(fn, *args):
+  """Returns fn(*args), computed once: else XLA would do so again in every loop that reads it."""
+  with xla_metadata.set_xla_metadata(inlineable="false"):
+    return jax.jit(fn)(*args)
+
+
 def _transposed(x):
   """Returns x with its last two axes swapped, in memory too."""
   return _in_memory(jnp.swapaxes(x, -1, -2))
@@ -293,4 +392,4 @@ def _in_memory(x):
   XLA would rather swap strides than move values, but its fast products read bfloat16 in order
   only: others are made in float32, at half the speed, or (jax 0.10) not at all.
   """
-  return jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
+  return layout.with_layout_constraint(x, layout.Layout(major_to_minor=tuple(range(x.ndim))))
