@@ -39,6 +39,7 @@ class Scores:
     table  [N + 1, W]; [W, N + 1] where `axis` is 1
     bias   [N + 1] or None
     axis   of the items in `table`
+    operand  type that products of a softmax may read, if not that of x
     count  N + 1, where `table` and `bias` have more rows (of tokens that are no items), or fewer:
            this device's share
   """
@@ -47,6 +48,7 @@ class Scores:
   bias: jax.Array | None = None
   axis: int = 0
   count: int | None = None
+  operand: jnp.dtype | None = None
 
   def __len__(self):
     return self.count or self.table.shape[self.axis]
@@ -137,14 +139,15 @@ class Scores:
       labels: int32 [S, C].
       weights: float32 [S, C], 0 where there is no label; they get no gradient.
     """
-    block = softmax.block(labels.size, len(self))
+    operand = self.operand or self.x.dtype
+    block = softmax.block(labels.size, len(self), operand)
     product = None if block is None else self.as_product()
     if product is None:
       picked, partition = self.against_all(labels)
       return jnp.sum((partition - picked) * weights)
     x, table, bias = product
     return softmax.cross_entropy(x.reshape(-1, x.shape[-1]), table, bias, labels.ravel(),
-                                 weights.ravel(), self.axis, block)
+                                 weights.ravel(), self.axis, block, operand)
 
   def as_product(self):
     """Returns (x, rows of all ids, bias or None), or None where this device does not have them.

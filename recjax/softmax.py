@@ -13,30 +13,46 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from recjax import loops
+
 # P on a CPU, launch/bench/README.md has the times: few, so that P x V scores fit its cache, but no
 # fewer than matmuls need. Elsewhere as many as make SCORES; not measured there.
 NARROW, WIDE, WIDE_FROM = 128, 256, 8192
+NARROW_BFLOAT16 = 64
 SCORES = 2**25  # the most that a block has; larger catalogs go by blocks of items
 
 
-def block(positions, items):
-  """Returns P for n positions and V items, or None where another way is as quick or has to be."""
-  if jax.default_backend() == "cpu":
-    found = NARROW if items < WIDE_FROM else WIDE
-  else:
+def block(positions, items, operand):
+  """Returns P for n positions, V items and a type that products read, or None.
+
+  That says that another way is as quick or has to be.
+  """
+  least = 2
+  if jax.default_backend() != "cpu":
     found = max(SCORES // items, NARROW)
-  return found if found * items <= SCORES and positions > 2 * found else None
+  elif items >= WIDE_FROM:
+    found = WIDE
+  elif jnp.dtype(operand) == jnp.bfloat16:
+    found, least = NARROW_BFLOAT16, 1  # no other way has such products
+  else:
+    found = NARROW
+  return found if found * items <= SCORES and positions > least * found else None
 
 
-def product(form, *operands):
-  """Returns the einsum, summed in float32."""
-  if jax.default_backend() == "cpu":  # which has no such product of bfloat16 in every layout
-    operands = (x.astype(jnp.float32) for x in operands)
+def product(form, *operands, ordered=False):
+  """Returns the einsum, summed in float32.
+
+  A CPU has no such product of bfloat16 in every layout: these are float32 there, unless the order
+  of axes is that of one which it has. `ordered` says so: it is then what operands have in memory.
+  """
+  if jax.default_backend() == "cpu":
+    operands = (loops.in_memory(x) if ordered and x.dtype == jnp.bfloat16
+                else x.astype(jnp.float32) for x in operands)
   return jnp.einsum(form, *operands, preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def cross_entropy(x, table, bias, labels, weights, axis, block):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def cross_entropy(x, table, bias, labels, weights, axis, block, operand):
   """Returns the sum over positions of weight x -log softmax(score of the label), float32.
 
   Positions behind the last one with a weight cost nothing.
@@ -49,19 +65,21 @@ def cross_entropy(x, table, bias, labels, weights, axis, block):
     weights: float32 [n]; they get no gradient.
     axis: of the items in `table`.
     block: P.
+    operand: type that products read.
   """
-  return _blocks(x, table, bias, labels, weights, axis, block, gradient=False)[0]
+  return _blocks(x, table, bias, labels, weights, axis, block, operand, gradient=False)[0]
 
 
-def _forward(x, table, bias, labels, weights, axis, block):
-  total, d_x, d_table, d_bias = _blocks(x, table, bias, labels, weights, axis, block, gradient=True)
+def _forward(x, table, bias, labels, weights, axis, block, operand):
+  total, d_x, d_table, d_bias = _blocks(
+    x, table, bias, labels, weights, axis, block, operand, gradient=True)
   d_table = d_table if axis else d_table.T
   return total, (d_x[:len(x)].astype(x.dtype), d_table.astype(table.dtype),
                  None if bias is None else d_bias.astype(bias.dtype))
 
 
-def _backward(axis, block, kept, pull):
-  del axis, block
+def _backward(axis, block, operand, kept, pull):
+  del axis, block, operand
   scaled = jax.tree.map(lambda d: (d * pull).astype(d.dtype), kept)
   return *scaled, None, None
 
@@ -69,20 +87,23 @@ def _backward(axis, block, kept, pull):
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _blocks(x, table, bias, labels, weights, axis, block, *, gradient):
+def _blocks(x, table, bias, labels, weights, axis, block, operand, *, gradient):
   """Returns (total,) or (total, d x [>= n, W], d table [W, V], d bias [V] or None), float32."""
   count = -(-len(x) // block)
   block = -(-len(x) // count)  # as equal as can be
   last = jnp.max(jnp.where(weights != 0, jnp.arange(len(x)) + 1, 0))
   fill = lambda a: jnp.pad(a, ((0, count * block - len(x)),) + ((0, 0),) * (a.ndim - 1))
   x, labels, weights = map(fill, (x, labels, weights))
-  items, table = jnp.arange(table.shape[axis]), table.astype(x.dtype)
+  x, table = loops.narrow(x, operand), loops.narrow(table, operand)
+  items = jnp.arange(table.shape[axis])
+
+  multiply = functools.partial(product, ordered=True)
 
   def step(index, carry):
     begin = index * block
     here, label, weight = (jax.lax.dynamic_slice_in_dim(a, begin, block)
                            for a in (x, labels, weights))
-    scores = product("pw,wv->pv" if axis else "pw,vw->pv", here, table)
+    scores = multiply("pw,wv->pv" if axis else "pw,vw->pv", here, table)
     if bias is not None:
       scores = scores + bias.astype(jnp.float32)
     highest = jnp.max(scores, -1)
@@ -97,11 +118,11 @@ def _blocks(x, table, bias, labels, weights, axis, block, *, gradient):
       items == label[:, None], weight[:, None], 0)
     if bias is not None:
       d_bias = d_bias + jnp.sum(change, 0)
-    change = change.astype(x.dtype)
-    d_here = product("pv,wv->pw" if axis else "pv,vw->pw", change, table)
+    change = loops.narrow(change, operand)
+    d_here = multiply("pv,wv->pw" if axis else "pv,vw->pw", change, table)
     # [W, V] whichever way the table lies: of the two ways to write it, the quicker one on a CPU.
     return (total, jax.lax.dynamic_update_slice_in_dim(d_x, d_here, begin, 0),
-            d_table + product("wp,pv->wv", here.T, change), d_bias)
+            d_table + multiply("wp,pv->wv", here.T, change), d_bias)
 
   start = (jnp.float32(0),)
   if gradient:

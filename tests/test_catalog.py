@@ -151,6 +151,7 @@ def test_no_array_of_a_gradient_holds_positions_times_items(name, variant):
 def _in_passes(monkeypatch, block):
   """Has `cross_entropy` go over `block` positions at a time."""
   monkeypatch.setattr(softmax, "NARROW", block)
+  monkeypatch.setattr(softmax, "NARROW_BFLOAT16", block)
   monkeypatch.setattr(catalog.Scores, "against_all", lambda *_: pytest.fail("by blocks of items"))
 
 
@@ -226,10 +227,11 @@ def test_one_pass_in_bfloat16_sums_in_float32(monkeypatch):
 def test_which_way_is_taken_depends_on_sizes(monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(jax, "default_backend", lambda: "gpu")
-    assert softmax.block(10**6, 2**11) == softmax.SCORES // 2**11
+    assert softmax.block(10**6, 2**11, jnp.float32) == softmax.SCORES // 2**11
   monkeypatch.setattr(softmax, "SCORES", softmax.WIDE * 20000)
-  assert softmax.block(10**4, 20000) == softmax.WIDE and softmax.block(10**4, 20001) is None
-  assert softmax.block(2 * softmax.NARROW, 100) is None
+  assert softmax.block(10**4, 20000, jnp.float32) == softmax.WIDE and softmax.block(10**4, 20001, jnp.float32) is None
+  assert softmax.block(2 * softmax.NARROW, 100, jnp.float32) is None
+  assert softmax.block(2 * softmax.NARROW, 100, jnp.bfloat16) == softmax.NARROW_BFLOAT16
 
 
 # Chosen ids.

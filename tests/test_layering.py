@@ -3,7 +3,8 @@
 A module may import of recjax only what its row names (`data.*` is everything in data/, `*` is
 everything but `train`), and every module has a row: the most exact one that fits.
 
-    errors collective memory softmax    nothing
+    errors collective memory loops      nothing
+    softmax                             loops
     catalog                             collective softmax
     trees spec clock                    errors
     digests                             trees
@@ -30,7 +31,7 @@ everything but `train`), and every module has a row: the most exact one that fit
                                         task_trees auxiliary models.* objectives.* data.*
                                         evaluators.*
     auxiliary                           errors trees models.* data.*
-    models/ (one paper a file)          errors catalog collective models.layers
+    models/ (one paper a file)          errors catalog collective loops models.layers
                                         models.auxiliary models.blocks models.columns
                                         models.features models.flash models.graph_layers
                                         models.item_knn models.patches models.pairwise models.rows
@@ -69,7 +70,8 @@ MAX_LINES = 400
 ENTRIES = {"train", "cohort", "evaluate", "study", "recommend", "prepare", "export"}
 MAY_IMPORT = {
   "__init__": set(),
-  **dict.fromkeys(("errors", "collective", "memory", "softmax"), set()),
+  **dict.fromkeys(("errors", "collective", "memory", "loops"), set()),
+  "softmax": {"loops"},
   "catalog": {"collective", "softmax"},
   **dict.fromkeys(("trees", "spec", "clock", "cli", "statistics", "slices"), {"errors"}),
   **dict.fromkeys(("tables", "comparisons"), {"errors", "statistics", "slices",
@@ -96,7 +98,7 @@ MAY_IMPORT = {
                  "task_trees", "auxiliary", "models.*", "objectives.*", "data.*", "evaluators.*"},
   "auxiliary": {"errors", "trees", "models.*", "data.*"},
   "models.__init__": {"errors", "models.*"},
-  "models.*": {"errors", "catalog", "collective", "models.layers", "models.auxiliary",
+  "models.*": {"errors", "catalog", "collective", "loops", "models.layers", "models.auxiliary",
                "models.blocks", "models.columns", "models.features", "models.flash",
                "models.graph_layers", "models.item_knn", "models.patches", "models.pairwise",
                "models.rows", "models.sequence_embed", "models.text_encoders",

@@ -19,9 +19,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import layout
-from jax.experimental import xla_metadata
 
+from recjax import loops
 from recjax.models import layers
 
 SITES = 5  # of dropout in a block
@@ -154,7 +153,7 @@ class _Scored:
 def _pick(x, at, back):
   """Returns x[:, at], 0 where `at` is -1; `back` is the inverse, so that no pass scatters."""
   del back
-  return _in_memory(jnp.where(at >= 0, jnp.take(x, jnp.maximum(at, 0), axis=1), 0))
+  return loops.in_memory(jnp.where(at >= 0, jnp.take(x, jnp.maximum(at, 0), axis=1), 0))
 
 
 _pick.defvjp(lambda x, at, back: (_pick(x, at, back), (at, back)),
@@ -173,7 +172,7 @@ def _dense(kernel, bias, x, operand, of=None, out=None):
 def _dense_forward(kernel, bias, x, operand, of, out):
   del of
   kernel, x = kernel.astype(operand), _whole(x, operand)
-  y = _dot(_transposed(kernel), x) + bias[:, None]
+  y = _dot(loops.transposed(kernel), x) + bias[:, None]
   return y if out is None else _split(y, *out), (kernel, x)
 
 
@@ -197,10 +196,10 @@ def _split(x, heads, rows):
 def _whole(x, operand):
   """Returns x, as it is or as `_split` gave it, [W, N] as products read it."""
   if x.ndim == 2:
-    return _narrow(x, operand)
+    return loops.narrow(x, operand)
   # In four axes, since XLA's loops over [W, N] would divide to find them.
-  x = _apart(lambda x: _in_memory(jnp.swapaxes(_rounded(x, operand), 1, 2)), x)
-  return _read(x.reshape(x.shape[0] * x.shape[1], -1), operand)
+  x = loops.apart(lambda x: loops.in_memory(jnp.swapaxes(loops.rounded(x, operand), 1, 2)), x)
+  return loops.read(x.reshape(x.shape[0] * x.shape[1], -1))
 
 
 @jax.custom_vjp
@@ -218,7 +217,7 @@ def _norm_forward(weights, x):
 
 
 def _norm_backward(kept, change):
-  return _apart(_change_of_norm, *kept, change)
+  return loops.apart(_change_of_norm, *kept, change)
 
 
 _norm.defvjp(_norm_forward, _norm_backward)
@@ -236,7 +235,7 @@ def _norm_beside_forward(weights, x):
 
 
 def _norm_beside_backward(kept, changes):
-  return _apart(_change_of_norm, *kept, *changes)
+  return loops.apart(_change_of_norm, *kept, *changes)
 
 
 _norm_beside.defvjp(_norm_beside_forward, _norm_beside_backward)
@@ -274,32 +273,37 @@ def _attend_forward(query, key, value, mask, seeds, rate, operand):
   # What is computed once a query, a d-th of T, takes the place of passes over Q x T: the norm
   # divides what is mixed, not the weights, and the gradient of the norm is read off it.
   query = query / math.sqrt(query.shape[2])
-  query, key, value = (_narrow(part, operand).reshape(-1, *part.shape[2:])
+  query, key, value = (loops.narrow(part, operand).reshape(-1, *part.shape[2:])
                        for part in (query, key, value))
-  by_row = functools.partial(_by_row, len(mask))
-  scores = _dot(_transposed(query), key)
-  scores = jnp.where(mask, by_row(scores), layers.MASKED_SCORE).reshape(scores.shape)
-  highest = _apart(lambda x: jnp.max(x, axis=-1, keepdims=True), scores)
-  powers = jnp.exp(scores - highest)
-  norm = 1 / jnp.sum(powers, axis=-1)[:, None]
-  dropped = _narrow(_drop(powers, seeds, rate), operand)
-  mixed = _dot(value, dropped, contract=(2, 2)) * norm
-  return by_row(mixed), (query, key, value, powers, dropped, mixed, norm, mask, seeds)
+  scores = _dot(loops.transposed(query), key)
+  scores = jnp.where(mask, _by_row(len(mask), scores), layers.MASKED_SCORE).reshape(scores.shape)
+  highest = loops.apart(lambda x: jnp.max(x, axis=-1, keepdims=True), scores)
+  powers = loops.apart(lambda x, high: loops.narrow(jnp.exp(x - high), operand), scores, highest)
+  norm = 1 / jnp.sum(powers.astype(jnp.float32), axis=-1)[:, None]
+  mixed = _dot(value, _left(powers, seeds, rate), contract=(2, 2))
+  mixed = _by_row(len(mask), mixed * (norm / _share(seeds, rate)))
+  return mixed, (query, key, value, powers, loops.narrow(mixed, operand), norm, mask, seeds)
 
 
 def _attend_backward(rate, operand, kept, change):
-  query, key, value, powers, dropped, mixed, norm, mask, seeds = kept
-  change = change.reshape(mixed.shape) * norm
-  slope = _apart(lambda a, b: jnp.sum(a * b, axis=1)[..., None], change, mixed)
-  change = _narrow(change, operand)
-  back = powers * (_drop(_dot(_transposed(change), value), seeds, rate) - slope)
-  back = _narrow(back, operand)
+  query, key, value, powers, mixed, norm, mask, seeds = kept
+  slope = jnp.sum(change * mixed.astype(jnp.float32), axis=2).reshape(norm.shape) * norm
+  change = loops.narrow(change.reshape(query.shape) * (norm / _share(seeds, rate)), operand)
+  # Apart, or else it would be kept from the forward pass.
+  left = loops.apart(lambda *args: _left(*args, rate), powers, seeds)
+  back = left.astype(jnp.float32) * _dot(loops.transposed(change), value)
+  back = loops.narrow(back - powers.astype(jnp.float32) * jnp.swapaxes(slope, 1, 2), operand)
   by_row = functools.partial(_by_row, len(mask))
   return (by_row(_dot(key, back, contract=(2, 2)) / math.sqrt(query.shape[1])),
-          by_row(_dot(query, back)), by_row(_dot(change, dropped)), None, None)
+          by_row(_dot(query, back)), by_row(_dot(change, left)), None, None)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _left(powers, seeds, rate):
+  """Returns powers, 0 where dropout says so."""
+  return loops.narrow(_zeroed(powers.astype(jnp.float32), seeds, rate), powers.dtype)
 
 
 def _by_row(rows, x):
@@ -314,7 +318,7 @@ def _activate(x, seeds, act, rate, operand):
 
 
 def _activate_forward(x, seeds, act, rate, operand):
-  return _activate(x, seeds, act, rate, operand), (_narrow(x, operand), seeds)
+  return _activate(x, seeds, act, rate, operand), (loops.narrow(x, operand), seeds)
 
 
 def _activate_backward(act, rate, operand, kept, change):
@@ -329,9 +333,17 @@ _activate.defvjp(_activate_forward, _activate_backward)
 
 def _drop(x, seeds, rate):
   """Returns x with dropout, if there are seeds; linear, and so its own derivative."""
-  if seeds is None or not rate:
-    return x
-  return jnp.where(layers.kept(x.shape, seeds, rate), x / (1 - rate), 0)
+  return _zeroed(x / _share(seeds, rate), seeds, rate)
+
+
+def _zeroed(x, seeds, rate):
+  """Returns x with 0 where dropout says so."""
+  return x if _share(seeds, rate) == 1 else jnp.where(layers.kept(x.shape, seeds, rate), x, 0)
+
+
+def _share(seeds, rate):
+  """Returns how much dropout keeps."""
+  return 1 if seeds is None else 1 - rate
 
 
 def _dot(a, b, contract=None):
@@ -345,51 +357,10 @@ def _dot(a, b, contract=None):
                              preferred_element_type=jnp.float32)
 
 
-def _narrow(x, operand):
-  """Returns x in the type that products read, rounded to nearest, ties to even.
-
-  By bits, where that is bfloat16: in a loop with XLA's own conversion LLVM uses vectors of half
-  the width.
-  """
-  return _read(_rounded(x, operand), operand)
-
-
-def _rounded(x, operand):
-  """Returns `_narrow` of float32 x as `_read` reads it: bfloat16 as its bits, uint16."""
-  if jnp.dtype(operand) != jnp.bfloat16:
-    return x.astype(operand)
-  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-  return ((bits + (jnp.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16).astype(jnp.uint16)
-
-
-def _read(x, operand):
-  return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
-
-
 @jax.custom_vjp
 def _turned(x):
   """Returns the transpose of x, written once: those who read it would do it again each."""
-  return _apart(_transposed, x)
+  return loops.apart(loops.transposed, x)
 
 
 _turned.defvjp(lambda x: (_turned(x), None), lambda _, change: (_turned(change),))
-
-
-def _apart(fn, *args):
-  """Returns fn(*args), computed once: else XLA would do so again in every loop that reads it."""
-  with xla_metadata.set_xla_metadata(inlineable="false"):
-    return jax.jit(fn)(*args)
-
-
-def _transposed(x):
-  """Returns x with its last two axes swapped, in memory too."""
-  return _in_memory(jnp.swapaxes(x, -1, -2))
-
-
-def _in_memory(x):
-  """Returns x, laid out as its shape says.
-
-  XLA would rather swap strides than move values, but its fast products read bfloat16 in order
-  only: others are made in float32, at half the speed, or (jax 0.10) not at all.
-  """
-  return layout.with_layout_constraint(x, layout.Layout(major_to_minor=tuple(range(x.ndim))))

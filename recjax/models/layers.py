@@ -198,7 +198,8 @@ class LinearHead(nn.Module):
     if self.is_initializing():
       return layer(x)
     weights = layer.variables["params"]
-    scores = catalog.Scores(x, weights["kernel"], weights["bias"], axis=1, count=self.num_items + 1)
+    scores = catalog.Scores(x, weights["kernel"], weights["bias"], axis=1, count=self.num_items + 1,
+                            operand=self.dtype)
     if candidates is None and readout is None and not scores.shared:
       return layer(x)
     return catalog.read(scores, candidates, readout)
@@ -225,7 +226,7 @@ class TiedHead(nn.Module):
     bias = None
     if self.bias:
       bias = self.param("bias", nn.initializers.zeros_init(), (table.shape[0],))
-    scores = catalog.Scores(x, table, bias, count=self.num_items + 1)
+    scores = catalog.Scores(x, table, bias, count=self.num_items + 1, operand=self.dtype)
     return catalog.read(scores, candidates, readout)
 
 
