@@ -207,15 +207,16 @@ def test_one_pass_of_several_models_at_once(monkeypatch):
       np.testing.assert_allclose(a[lane], b, atol=1e-5)
 
 
-def test_one_pass_in_bfloat16_sums_in_float32(monkeypatch):
+@pytest.mark.parametrize("axis", [0, 1])
+def test_one_pass_in_bfloat16_sums_in_float32(axis, monkeypatch):
   _in_passes(monkeypatch, 3)
   count = 4000
-  x, table, bias, labels = _inputs(0, count, dtype=jnp.bfloat16)
+  x, table, bias, labels = _inputs(axis, count, dtype=jnp.bfloat16)
   weights, rounded = jnp.ones((S, C)), table.astype(jnp.bfloat16).astype(jnp.float32)
   got, grads = jax.value_and_grad(lambda x, table: catalog.Scores(
-    x, table, bias, 0, count).cross_entropy(labels, weights), argnums=(0, 1))(x, table)
+    x, table, bias, axis, count).cross_entropy(labels, weights), argnums=(0, 1))(x, table)
   def plain(x, table):
-    picked, partition = _plain(x, table, bias, labels, axis=0, count=count)
+    picked, partition = _plain(x, table, bias, labels, axis=axis, count=count)
     return jnp.sum(partition - picked)
   want, wanted = jax.value_and_grad(plain, argnums=(0, 1))(x, rounded)
   np.testing.assert_allclose(got, want, rtol=1e-6)

@@ -10,7 +10,7 @@ from launch.bench import workload
 from recjax import spec
 
 # Fields of a config that change how quickly the same step is taken, not what it computes.
-_CUT = {"micro_batch": 8, "micro_lengths": (32, 48, 64, 80),
+_CUT = {"micro_batch": 8, "micro_lengths": (40, 72),
         "num_devices": len(os.sched_getaffinity(0))}
 FAST = {"bert4rec": _CUT, "sasrec": _CUT, "sasrec_bce": _CUT, "caser": {"num_devices": 1}}
 # The whole batch at once, padding and unlabeled positions included.

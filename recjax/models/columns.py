@@ -279,7 +279,7 @@ def _attend_forward(query, key, value, mask, seeds, rate, operand):
   scores = jnp.where(mask, _by_row(len(mask), scores), layers.MASKED_SCORE).reshape(scores.shape)
   highest = loops.apart(lambda x: jnp.max(x, axis=-1, keepdims=True), scores)
   powers = loops.apart(lambda x, high: loops.narrow(jnp.exp(x - high), operand), scores, highest)
-  norm = 1 / jnp.sum(powers.astype(jnp.float32), axis=-1)[:, None]
+  norm = 1 / loops.apart(lambda x: jnp.sum(x.astype(jnp.float32), axis=-1), powers)[:, None]
   mixed = _dot(value, _left(powers, seeds, rate), contract=(2, 2))
   mixed = _by_row(len(mask), mixed * (norm / _share(seeds, rate)))
   return mixed, (query, key, value, powers, loops.narrow(mixed, operand), norm, mask, seeds)
