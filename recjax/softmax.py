@@ -18,7 +18,8 @@ from recjax import loops
 # P on a CPU, launch/bench/README.md has the times: few, so that P x V scores fit its cache, but no
 # fewer than matmuls need. Elsewhere as many as make SCORES; not measured there.
 NARROW, WIDE, WIDE_FROM = 128, 256, 8192
-NARROW_BFLOAT16 = 64
+# Of bfloat16, for few positions, where blocks without labels count most, and from so many on.
+FEW_BFLOAT16, MANY_BFLOAT16, MANY_FROM = 64, 200, 256
 SCORES = 2**25  # the most that a block has; larger catalogs go by blocks of items
 
 
@@ -33,7 +34,8 @@ def block(positions, items, operand):
   elif items >= WIDE_FROM:
     found = WIDE
   elif jnp.dtype(operand) == jnp.bfloat16:
-    found, least = NARROW_BFLOAT16, 1  # no other way has such products
+    found = FEW_BFLOAT16 if positions < MANY_FROM else MANY_BFLOAT16
+    least = 1  # no other way has such products
   else:
     found = NARROW
   return found if found * items <= SCORES and positions > least * found else None

@@ -151,7 +151,7 @@ def test_no_array_of_a_gradient_holds_positions_times_items(name, variant):
 def _in_passes(monkeypatch, block):
   """Has `cross_entropy` go over `block` positions at a time."""
   monkeypatch.setattr(softmax, "NARROW", block)
-  monkeypatch.setattr(softmax, "NARROW_BFLOAT16", block)
+  monkeypatch.setattr(softmax, "FEW_BFLOAT16", block)
   monkeypatch.setattr(catalog.Scores, "against_all", lambda *_: pytest.fail("by blocks of items"))
 
 
@@ -232,7 +232,8 @@ def test_which_way_is_taken_depends_on_sizes(monkeypatch):
   monkeypatch.setattr(softmax, "SCORES", softmax.WIDE * 20000)
   assert softmax.block(10**4, 20000, jnp.float32) == softmax.WIDE and softmax.block(10**4, 20001, jnp.float32) is None
   assert softmax.block(2 * softmax.NARROW, 100, jnp.float32) is None
-  assert softmax.block(2 * softmax.NARROW, 100, jnp.bfloat16) == softmax.NARROW_BFLOAT16
+  for positions, found in ((64, None), (65, 64), (255, 64), (256, 200)):
+    assert softmax.block(positions, 100, jnp.bfloat16) == found
 
 
 # Chosen ids.

@@ -77,17 +77,22 @@ def _block(params, x, *, keep, scored, seeds, operand, causal, heads, hidden, ac
 
   def attend(query, source):
     """Returns [W, ...]: `query` are columns that ask, `source` [W, N] all that may be asked."""
-    if "qkv" in weights:  # one after the other all the same: they are split into heads anyway
-      parts = jax.tree.map(lambda value: jnp.split(value, 3, axis=-1), weights["qkv"])
-      parts = [{name: value[at] for name, value in parts.items()} for at in range(3)]
-    else:
-      parts = [weights[name] for name in ("query", "key", "value")]
     split = heads, keep.shape[0]
-    keys, values = (dense(part, source, out=split) for part in parts[1:])
-    if scored is None:
-      asks, asked = dense(parts[0], query, out=split), jnp.arange(keep.shape[1])[None]
+    if "qkv" in weights and scored is None:
+      asks, keys, values = dense(weights["qkv"], source, out=split, parts=3)
+    elif "qkv" in weights:
+      asks, others = (jax.tree.map(lambda value, at=at: value[..., at], weights["qkv"])
+                      for at in (slice(x.shape[0]), slice(x.shape[0], None)))
+      asks = dense(asks, query)
+      keys, values = dense(others, source, out=split, parts=2)
     else:
-      asks, asked = _split(scored.to_slots(dense(parts[0], query)), *split), scored.places
+      asks = dense(weights["query"], query)
+      (keys,), (values,) = (dense(weights[name], source, out=split) for name in ("key", "value"))
+    if scored is not None:
+      asks, asked = scored.to_slots(asks), scored.places
+    else:
+      asked = jnp.arange(keep.shape[1])[None]
+    asks = asks if asks.ndim == 4 else _split(asks, *split)
     mask = keep[:, None]
     if causal:
       mask = mask & (jnp.arange(keep.shape[1]) <= asked[..., None])
@@ -160,26 +165,30 @@ _pick.defvjp(lambda x, at, back: (_pick(x, at, back), (at, back)),
              lambda kept, change: (_pick(change, kept[1], kept[0]), None, None))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _dense(kernel, bias, x, operand, of=None, out=None):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _dense(kernel, bias, x, operand, of=None, out=None, parts=1):
   """Returns kernel.T @ x + bias, [m, k], [k] and [m, N] -> float32 [k, N].
 
-  With (H, B) as `of`, x is [H, B, d, T] in place of [m, N], and with `out` so is what comes back.
+  With (H, B) as `of`, x is [H, B, d, T] in place of [m, N]. With (H, B) as `out`, as many such
+  `parts` come back in place of [k, N], in a tuple.
   """
-  return _dense_forward(kernel, bias, x, operand, of, out)[0]
+  return _dense_forward(kernel, bias, x, operand, of, out, parts)[0]
 
 
-def _dense_forward(kernel, bias, x, operand, of, out):
+def _dense_forward(kernel, bias, x, operand, of, out, parts):
   del of
-  kernel, x = kernel.astype(operand), _whole(x, operand)
+  kernel, x = kernel.astype(operand), _whole(operand, x)
   y = _dot(loops.transposed(kernel), x) + bias[:, None]
-  return y if out is None else _split(y, *out), (kernel, x)
+  if out is not None:
+    y = tuple(_split(part, *out) for part in jnp.split(y, parts))
+  return y, (kernel, x)
 
 
-def _dense_backward(operand, of, out, kept, change):
-  del out
+def _dense_backward(operand, of, out, parts, kept, change):
+  del parts
   kernel, x = kept
-  change = _whole(change, operand)  # the bias reads it as well, so that nothing wide is written
+  # The bias reads it narrow as well, so that nothing wide is written.
+  change = _whole(operand, *([change] if out is None else change))
   d_x = _dot(kernel, change)
   return (_dot(x, change, contract=(1, 1)), jnp.sum(change.astype(jnp.float32), 1),
           d_x if of is None else _split(d_x, *of))
@@ -193,13 +202,15 @@ def _split(x, heads, rows):
   return jnp.swapaxes(x.reshape(heads, -1, rows, x.shape[1] // rows), 1, 2)
 
 
-def _whole(x, operand):
-  """Returns x, as it is or as `_split` gave it, [W, N] as products read it."""
-  if x.ndim == 2:
-    return loops.narrow(x, operand)
-  # In four axes, since XLA's loops over [W, N] would divide to find them.
-  x = loops.apart(lambda x: loops.in_memory(jnp.swapaxes(loops.rounded(x, operand), 1, 2)), x)
-  return loops.read(x.reshape(x.shape[0] * x.shape[1], -1))
+def _whole(operand, *parts):
+  """Returns parts, as they are or as `_split` gave them, together [W, N] as products read it."""
+  def columns(x):
+    if x.ndim == 2:
+      return loops.rounded(x, operand)
+    # In four axes, since XLA's loops over [W, N] would divide to find them.
+    x = loops.apart(lambda x: loops.in_memory(jnp.swapaxes(loops.rounded(x, operand), 1, 2)), x)
+    return x.reshape(x.shape[0] * x.shape[1], -1)
+  return loops.read(jnp.concatenate([columns(part) for part in parts]))
 
 
 @jax.custom_vjp
