@@ -230,7 +230,8 @@ def test_which_way_is_taken_depends_on_sizes(monkeypatch):
     patch.setattr(jax, "default_backend", lambda: "gpu")
     assert softmax.block(10**6, 2**11, jnp.float32) == softmax.SCORES // 2**11
   monkeypatch.setattr(softmax, "SCORES", softmax.WIDE * 20000)
-  assert softmax.block(10**4, 20000, jnp.float32) == softmax.WIDE and softmax.block(10**4, 20001, jnp.float32) is None
+  assert softmax.block(10**4, 20000, jnp.float32) == softmax.WIDE
+  assert softmax.block(10**4, 20001, jnp.float32) is None
   assert softmax.block(2 * softmax.NARROW, 100, jnp.float32) is None
   for positions, found in ((64, None), (65, 64), (255, 64), (256, 200)):
     assert softmax.block(positions, 100, jnp.bfloat16) == found
