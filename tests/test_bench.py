@@ -216,8 +216,8 @@ def comparison(**ratios):
 @pytest.mark.parametrize("new, code", [(2.0, 0), (1.75, 0), (9.0, 0), (1.65, 1)])
 def test_check_fails_where_a_ratio_fell(new, code, tmp_path):
   paths = [tmp_path / "old.json", tmp_path / "new.json"]
-  for path, found in zip(paths, (comparison(plain_torch=2.0, gone=1.0),
-                                 comparison(plain_torch=new)), strict=True):
+  for path, found in zip(paths, (comparison(plain_torch=2.0, gone=1.0, recjax_bf16=0.9),
+                                 comparison(plain_torch=new, recjax_bf16=0.6)), strict=True):
     path.write_text(json.dumps(found))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sys, "argv", ["check", *map(str, paths)])
