@@ -39,9 +39,9 @@ class Scores:
     table  [N + 1, W]; [W, N + 1] where `axis` is 1
     bias   [N + 1] or None
     axis   of the items in `table`
-    operand  type that products of a softmax may read, if not that of x
     count  N + 1, where `table` and `bias` have more rows (of tokens that are no items), or fewer:
            this device's share
+    operand  type that products of a softmax may read, if not that of x
   """
   x: jax.Array
   table: jax.Array

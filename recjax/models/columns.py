@@ -78,21 +78,18 @@ def _block(params, x, *, keep, scored, seeds, operand, causal, heads, hidden, ac
   def attend(query, source):
     """Returns [W, ...]: `query` are columns that ask, `source` [W, N] all that may be asked."""
     split = heads, keep.shape[0]
+    slots = lambda value: _split(value if scored is None else scored.to_slots(value), *split)
     if "qkv" in weights and scored is None:
       asks, keys, values = dense(weights["qkv"], source, out=split, parts=3)
     elif "qkv" in weights:
-      asks, others = (jax.tree.map(lambda value, at=at: value[..., at], weights["qkv"])
-                      for at in (slice(x.shape[0]), slice(x.shape[0], None)))
-      asks = dense(asks, query)
+      first, others = (jax.tree.map(lambda value, at=at: value[..., at], weights["qkv"])
+                       for at in (slice(x.shape[0]), slice(x.shape[0], None)))
+      asks = slots(dense(first, query))
       keys, values = dense(others, source, out=split, parts=2)
     else:
-      asks = dense(weights["query"], query)
+      asks = slots(dense(weights["query"], query))
       (keys,), (values,) = (dense(weights[name], source, out=split) for name in ("key", "value"))
-    if scored is not None:
-      asks, asked = scored.to_slots(asks), scored.places
-    else:
-      asked = jnp.arange(keep.shape[1])[None]
-    asks = asks if asks.ndim == 4 else _split(asks, *split)
+    asked = jnp.arange(keep.shape[1])[None] if scored is None else scored.places
     mask = keep[:, None]
     if causal:
       mask = mask & (jnp.arange(keep.shape[1]) <= asked[..., None])
@@ -177,6 +174,7 @@ def _dense(kernel, bias, x, operand, of=None, out=None, parts=1):
 
 def _dense_forward(kernel, bias, x, operand, of, out, parts):
   del of
+  # XLA's own conversion of the kernel, since loops that transpose are slow by bits.
   kernel, x = kernel.astype(operand), _whole(operand, x)
   y = _dot(loops.transposed(kernel), x) + bias[:, None]
   if out is not None:

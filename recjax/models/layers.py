@@ -32,7 +32,7 @@ def _gelu_tanh_jvp(primals, tangents):
   square = x * x
   tanh = jnp.tanh(x * (GELU + GELU_CUBED * square))
   slope = 0.5 * (1 + tanh + x * (1 - tanh * tanh) * (GELU + 3 * GELU_CUBED * square))
-  return 0.5 * x * (1 + tanh), slope * change
+  return gelu_tanh(x), slope * change
 
 
 ACTIVATIONS = {
