@@ -25,8 +25,8 @@ TransR starts from a trained TransE of the same width, entities and relations by
 
 A run's vectors become a feature table of items by `python -m recjax.export --items`.
 
-size=full has the published sizes, for a GPU, and has not been run to its end; size=cpu narrower
-vectors (50 to 100) and fewer epochs.
+size=full has the published sizes, for a GPU (run to its end: tucker, and complex with loss=softmax;
+the README has their numbers); size=cpu narrower vectors (50 to 100) and fewer epochs.
 
 Arguments: the model's name, data=wn18rr|ml1m_kg, size=full|cpu, loss (see above).
 """

@@ -84,12 +84,25 @@ class Setting:
                                "it to ()")
       widths = {*rooms, *(n for n in shorter if n < max(rooms))}
       rooms = {n: room(columns=n) for n in widths}
+    filled = self._filled(micro)
     rows = None if apply_fn else sparse.make(config.optim.sparse_rows, model=exp.model,
                                              tables=exp.tables, objective=exp.objective)
     return step_lib.make_train_steps(
       apply_fn=apply_fn or exp.apply_fn, objective=exp.objective, tx=tx, sample=feed.sample,
-      mesh=exp.mesh, trainable=trainable, micro_batches=size // micro, rooms=rooms, rows=rows,
-      split=exp.split)
+      mesh=exp.mesh, trainable=trainable, micro_batches=size // micro, rooms=rooms, filled=filled,
+      rows=rows, split=exp.split)
+
+  def _filled(self, rows):
+    """Returns how many positions of `rows` examples hold something; None where all are computed."""
+    model, objective = self.exp.model, self.exp.objective
+    cut = tuple(self.exp.config.micro_lengths)
+    if getattr(model, "streams", False) and objective.fit and not cut:
+      return objective.filled(self.feed.lengths, rows=rows)
+    if getattr(model, "layout", None) == "stream":
+      why = f"micro_lengths={cut}" if cut else f"objective.name={self.exp.config.objective.name}"
+      raise errors.UserError(f"config.model: layout=stream is not there with {why}; set "
+                             "layout=auto")
+    return None
 
 
 def make_plan(exp, config, params):

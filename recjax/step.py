@@ -45,7 +45,7 @@ def make_apply(model, tables, auxiliary=None):
 
 
 def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_batches, rooms,
-                     rows=None, split=None):
+                     filled=None, rows=None, split=None):
   """Returns the compiled `(state, resident, count) -> (state, sums)` that takes `count` steps.
 
   The state is donated. `count` is traced: any number of steps runs the same program, and running
@@ -63,6 +63,8 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
       result is that of the whole batch, and the same on any number of devices.
     rooms: {columns: room for labels in a part}. With several, rows are sorted by length and every
       part is cut to the fewest columns that hold it: padding costs as much as items do.
+    filled: how many positions of a part hold something, at most; then the model computes these
+      alone. Parts that need more lose their oldest ones.
     rows: `sparse.Rows`, where only rows of the batch's items are differentiated and updated.
     split: of `partition.split_rows`, tables that are split over the model axis.
   """
@@ -71,6 +73,10 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
   def differentiate(params, inputs, rng, *, apply_fn, columns):
     if len(rooms) > 1:
       inputs = objective.trim(inputs, columns)
+    lost = 0
+    if filled:
+      inputs, lost = objective.fit(inputs, filled)
+      apply_fn = functools.partial(apply_fn, room=filled)
 
     def loss_sum(params):
       params = trees.map_names(
@@ -80,7 +86,7 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
       return loss, (weight, metrics)
 
     (loss, (weight, metrics)), grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
-    return grads, {"loss": loss, "weight": weight, **metrics}
+    return grads, {"loss": loss, "weight": weight, **metrics, "dropped": metrics["dropped"] + lost}
 
   def whole(*state):
     return apply_fn, *state, lambda *state: state

@@ -35,7 +35,7 @@ everything but `train`), and every module has a row: the most exact one that fit
                                         models.auxiliary models.blocks models.columns
                                         models.features models.flash models.graph_layers
                                         models.item_knn models.patches models.pairwise models.rows
-                                        models.sequence_embed models.text_encoders
+                                        models.sequence_embed models.stream models.text_encoders
                                         models.transformer models.untrained;
                                         models/__init__: models.*
     objectives/                         errors catalog objectives.*
@@ -101,7 +101,7 @@ MAY_IMPORT = {
   "models.*": {"errors", "catalog", "collective", "loops", "models.layers", "models.auxiliary",
                "models.blocks", "models.columns", "models.features", "models.flash",
                "models.graph_layers", "models.item_knn", "models.patches", "models.pairwise",
-               "models.rows", "models.sequence_embed", "models.text_encoders",
+               "models.rows", "models.sequence_embed", "models.stream", "models.text_encoders",
                "models.transformer", "models.untrained"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},

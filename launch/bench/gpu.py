@@ -1,7 +1,7 @@
 """recjax on one accelerator: tokens a second, share of the card's peak, and where the time goes.
 
     python -m launch.bench.gpu --data_dir=DATA --out=OUT [--torch_python=PYTHON]
-      [--batches=256,1024,4096] [--sizes=base,large] [--ways=written_out,flash,cut,fused,torch]
+      [--batches=256,1024,4096] [--sizes=base,large] [--ways=written_out,flash,stream,cut,fused,torch]
       [--at_once=8] [--smoke]
 
 Made for one H100 or H200; `--smoke` runs a tiny model anywhere. Each case is a process of its own,
@@ -11,7 +11,8 @@ large (8 layers, width 512, T = 200). Ways:
 
     written_out  attention as XLA makes it, the whole batch at once
     flash        attention in one kernel with dropout on its weights (recjax/models/flash.py)
-    cut          the same, rows sorted by length, in 8 parts, cut to half the columns if that does
+    stream       the same, sequences behind each other without padding: the default on a GPU
+    cut          flash, rows sorted by length, in 8 parts, cut to half the columns if that does
     fused        cuDNN's attention, which has no dropout on its weights (bfloat16 alone)
     torch        the hand-tuned PyTorch, where `--torch_python` can import one that sees the card
 
@@ -41,7 +42,8 @@ SIZES = {"base": workload.Size(),
          "large": workload.Size(layers=8, width=512, heads=8, hidden=2048, max_len=200),
          "smoke": workload.Size(layers=1, width=32, heads=2, hidden=32, max_len=20)}
 FLASH = {"model.attention_kernel": "flash"}
-WAYS = {"written_out": {}, "flash": FLASH, "cut": FLASH,
+WAYS = {"written_out": {"model.attention_kernel": "written_out"}, "flash": FLASH,
+        "stream": {**FLASH, "model.layout": "stream"}, "cut": FLASH,
         "fused": {"model.attention_kernel": "fused"}, "torch": None}
 PARTS = 8  # of a batch, where it is cut
 WARMUP, ROUNDS = 1, 3  # turns of `--steps` steps
@@ -189,7 +191,7 @@ def _facts(case, found, data_dir):
   """Returns the numbers of a contestant's result; utilization where the card's peak is known."""
   size, data = SIZES[case["size"]], workload.load(data_dir)
   lengths = (workload.windows(data, size.max_len) > 0).sum(1)
-  facts = {name: found[name] for name in ("users_per_s", "tokens_per_s", "card")}
+  facts = {name: found[name] for name in ("users_per_s", "tokens_per_s", "last_loss", "card")}
   if any(name in found["card"] for name in CARDS):
     for name, work in (
         ("necessary", flops.of_task("bert4rec", lengths, size=size, num_items=data.num_items)),

@@ -38,16 +38,17 @@ class BERT4SessRec(transformer.SequenceTransformer):
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
-               targets=None, head=None, train=False):
+               targets=None, head=None, room=None, train=False):
     """Returns (scores of ids 0..N, or of clicks on `targets`; dict of intermediates).
 
     Args:
-      items, users, tables, positions, candidates, readout, train: see `SequenceTransformer`.
+      items, users, tables, positions, candidates, readout, room, train: see
+        `SequenceTransformer`.
       targets: int32 [B, K] items.
       head: "click": answers are [B, K] scores of `targets`.
     """
     if not self.responses or head is None and not self.is_initializing():
-      x, table, out = self._encode(items, users, tables, positions, train=train)
+      x, table, out = self._encode(items, users, tables, positions, room=room, train=train)
       return self._score(x, table, candidates, readout), out
     session, table, out = self._session(items, users, tables, train=train)
     vectors = jnp.take(table, targets, axis=0)  # [B, K, W]

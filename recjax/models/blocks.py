@@ -22,8 +22,8 @@ class Attention(nn.Module):
 
   With a `source`, keys and values come from there and nothing is projected afterwards, as in the
   released code of Kang & McAuley 2018. The kernel "flash" computes what "written_out" does, see
-  `recjax.models.flash`; "fused" is cuDNN's on a GPU and XLA's elsewhere, without dropout on the
-  weights.
+  `recjax.models.flash`, which also takes sequences behind each other; "fused" is cuDNN's on a GPU
+  and XLA's elsewhere, without dropout on the weights.
   """
   heads: int
   dropout: float
@@ -35,7 +35,14 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x, keep, *, source=None, train):
-    """Returns [B, T, W] of x [B, T, W]; `keep`, bool [B, T], is False at what nobody reads."""
+    """Returns [B, T, W] of x [B, T, W].
+
+    Args:
+      x: [B, T, W].
+      keep: bool [B, T], False at what nobody reads; or int32, the groups of `flash.attention`.
+      source: optional [B, T, W].
+      train: whether dropout is on.
+    """
     batch, length, width = x.shape
     assert width % self.heads == 0, f"width {width} does not split into {self.heads} heads"
     project = functools.partial(
@@ -51,7 +58,9 @@ class Attention(nn.Module):
     if self.kernel == "flash":
       drops = train and self.dropout > 0
       seeds = dropout.seeds() if drops else jnp.zeros(2, jnp.uint32)
-      mixed = flash.attention(qkv, keep, seeds, self.causal, self.dropout if drops else 0.0)
+      mixed = flash.attention(qkv, keep.astype(jnp.int32), seeds, self.causal,
+                              self.dropout if drops else 0.0,
+                              None if keep.dtype == bool else flash.PERIOD)
     elif self.kernel == "fused":
       mixed = jax.nn.dot_product_attention(
         query, key, value, mask=jnp.broadcast_to(self._mask(keep), (batch, 1, length, length)),
@@ -112,7 +121,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, keep, *, train):
-    """Returns [B, T, W] of x [B, T, W]; `keep`, bool [B, T], is False at padding."""
+    """Returns [B, T, W] of x [B, T, W] and `keep` [B, T], see `Attention`."""
     x = self._attend("attention", x, keep, train)
     feed = lambda y: self._adapted("mlp", FeedForward(
       self.hidden, self.act, self.hidden_dropout, **self._start(), name="mlp")(y, train=train))
@@ -206,7 +215,7 @@ class Encoder(nn.Module):
 
     Args:
       x: [B, T, W].
-      keep: bool [B, T], False at padding.
+      keep: bool [B, T], False at padding; or int32, see `Attention`.
       entities: optional ([B, T, E], bool [B, T]), see `FusionBlock`.
       train: whether dropout is on.
     """

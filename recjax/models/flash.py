@@ -5,8 +5,9 @@ query's sum of exponentials, backward computes scores and dropout once more. It 
 `blocks.Attention` written out, with the same dropout, place by place. cuDNN's kernel has no dropout
 that a key decides.
 
-Sequences are left-padded. Blocks of keys that are padding are passed over, and so are blocks of
-queries, which nobody reads: they give 0 where the written out form gives some mixture.
+Positions read those of their own group. A row of a batch is one group, beside padding, or many
+sequences behind each other are one each. What has no group is read by nobody and gives 0, where the
+written out form gives some mixture. Blocks that have no group in common are passed over.
 
 A GPU runs it by Triton; elsewhere it is interpreted, which is for tests.
 
@@ -15,6 +16,7 @@ Letters: B batch, T positions, H heads, d width of a head (a power of 2 from 16 
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,8 @@ from recjax.models import layers
 
 BLOCK = 64  # queries and keys that meet at once
 NARROWEST = 16  # of what Triton multiplies
+PERIOD = 1024  # dropout of weights tells so many keys of a query from each other
+NOBODY = 2**30  # behind all groups
 
 
 def missing(width):
@@ -40,35 +44,37 @@ def missing(width):
   return None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def attention(qkv, keep, seeds, causal, rate):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def attention(qkv, groups, seeds, causal, rate, period=None):
   """Returns softmax(Q K^T / sqrt(d)) V, [B, T, H, d].
 
   Args:
     qkv: [B, T, 3, H, d], queries, keys and values.
-    keep: bool [B, T], False at what nobody reads: padding, before everything else, and gaps.
+    groups: int32 [B, T], whom a position belongs to; 0: nobody. They ascend, but for gaps of 0.
     seeds: uint32 [2] of dropout, see `layers.kept`.
     causal: whether a position reads itself and those before it only.
     rate: of dropout on the weights.
+    period: of keys that dropout tells apart; by default T, as where it is written out.
   """
-  return _forward(qkv, keep, seeds, causal, rate)[0]
+  return _forward(qkv, groups, seeds, causal, rate, period)[0]
 
 
-def _forward(qkv, keep, seeds, causal, rate):
+def _forward(qkv, groups, seeds, causal, rate, period):
   batch, length, _, heads, width = qkv.shape
   out, norm = _call(
-    _forward_kernel, "attention_forward", (qkv, keep, seeds), causal=causal, rate=rate,
+    _forward_kernel, "attention_forward", (qkv, groups, seeds), causal=causal, rate=rate,
+    period=period,
     out={"head": jax.ShapeDtypeStruct((batch, length, heads, width), qkv.dtype),
          "norm": jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)})
-  return out, (qkv, keep, seeds, out, norm)
+  return out, (qkv, groups, seeds, out, norm)
 
 
-def _backward(causal, rate, kept, pull):
-  qkv, keep, seeds, out, norm = kept
+def _backward(causal, rate, period, kept, pull):
+  qkv, groups, seeds, out, norm = kept
   said = jnp.sum(pull.astype(jnp.float32) * out.astype(jnp.float32), -1).transpose(0, 2, 1)
   d_qkv, = _call(
-    _backward_kernel, "attention_backward", (qkv, keep, seeds), ("head", pull), ("norm", norm),
-    ("norm", said), causal=causal, rate=rate,
+    _backward_kernel, "attention_backward", (qkv, groups, seeds), ("head", pull), ("norm", norm),
+    ("norm", said), causal=causal, rate=rate, period=period,
     out={"all": jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)})
   return d_qkv, None, None
 
@@ -76,19 +82,20 @@ def _backward(causal, rate, kept, pull):
 attention.defvjp(_forward, _backward)
 
 
-def _call(kernel, name, inputs, *more, out, causal, rate):
+def _call(kernel, name, inputs, *more, out, causal, rate, period):
   """Runs a kernel, a program a sequence, a head and a block; returns what it writes.
 
   Args:
     kernel: of those below.
     name: its name in a trace.
-    inputs: (qkv, keep, seeds), which every kernel reads.
+    inputs: (qkv, groups, seeds), which every kernel reads.
     *more: (how a program sees it, array) of what else it reads.
     out: {how a program sees it: shape} of what it writes.
     causal: see `attention`.
     rate: likewise.
+    period: likewise.
   """
-  qkv, keep, seeds = inputs
+  qkv, groups, seeds = inputs
   batch, length, _, heads, width = qkv.shape
   part = lambda number: pl.BlockSpec(
     (None, length, None, None, width), lambda b, h, i: (b, 0, number, h, 0))
@@ -96,12 +103,14 @@ def _call(kernel, name, inputs, *more, out, causal, rate):
           "head": pl.BlockSpec((None, length, None, width), lambda b, h, i: (b, 0, h, 0)),
           "norm": pl.BlockSpec((None, None, length), lambda b, h, i: (b, h, 0))}
   specs = [*map(part, range(3)), pl.BlockSpec((None, length), lambda b, h, i: (b, 0)),
-           pl.BlockSpec((1,), lambda b, h, i: (b,)), pl.BlockSpec((2,), lambda b, h, i: (0,))]
+           pl.BlockSpec((None, None, 4), lambda b, h, i: (b, i, 0)),
+           pl.BlockSpec((2,), lambda b, h, i: (0,))]
+  drop = functools.partial(_dropout, rate=rate, heads=heads, length=length, period=period or length)
   return pl.pallas_call(
-    functools.partial(kernel, causal=causal, rate=rate, heads=heads, length=length), name=name,
+    functools.partial(kernel, causal=causal, dropout=drop, length=length), name=name,
     grid=(batch, heads, pl.cdiv(length, BLOCK)), in_specs=[*specs, *(seen[how] for how, _ in more)],
     out_specs=[seen[how] for how in out], out_shape=list(out.values()), **_compiler())(
-      qkv, qkv, qkv, keep.astype(jnp.int32), _first(keep), seeds, *(array for _, array in more))
+      qkv, qkv, qkv, groups, _meetings(groups, causal), seeds, *(array for _, array in more))
 
 
 def _compiler():
@@ -110,22 +119,39 @@ def _compiler():
   return dict(compiler_params=triton.CompilerParams(num_warps=4, num_stages=2))
 
 
-def _first(keep):
-  """Returns int32 [B], the first position that is none of padding; T where there is none."""
-  return jnp.where(keep.any(1), jnp.argmax(keep, 1), keep.shape[1]).astype(jnp.int32)
+def _meetings(groups, causal):
+  """Returns int32 [B, blocks, 4]: from and to which block keys are read, and queries are asked by.
+
+  A group may reach from one block to another; of blocks without any, both are 0.
+  """
+  batch, length = groups.shape
+  blocks = pl.cdiv(length, BLOCK)
+  cut = jnp.pad(groups, ((0, 0), (0, blocks * BLOCK - length))).reshape(batch, blocks, BLOCK)
+  first, last = jnp.min(jnp.where(cut > 0, cut, NOBODY), 2), jnp.max(cut, 2)
+  meet = ((first[:, :, None] <= last[:, None, :]) & (first[:, None, :] <= last[:, :, None])
+          & (last[:, :, None] > 0) & (last[:, None, :] > 0))  # [B, queries, keys]
+  if causal:
+    meet = meet & jnp.tril(jnp.ones((blocks, blocks), bool))
+  ends = []
+  for meets in (meet, meet.swapaxes(1, 2)):
+    start, end = jnp.argmax(meets, 2), blocks - jnp.argmax(meets[..., ::-1], 2)
+    ends += [start, jnp.where(meets.any(2), end, start)]
+  return jnp.stack(ends, 2).astype(jnp.int32)
 
 
-def _forward_kernel(q_ref, k_ref, v_ref, keep_ref, first_ref, seeds_ref, out_ref, norm_ref, *,
-                    causal, rate, heads, length):
-  block, first = pl.program_id(2), first_ref[0]
-  rows, real, q = _take(q_ref, block, length)
-  drop = _dropout(seeds_ref, rate, heads, length)
+def _forward_kernel(q_ref, k_ref, v_ref, group_ref, meet_ref, seeds_ref, out_ref, norm_ref, *,
+                    causal, dropout, length):
+  block = pl.program_id(2)
+  places, real, q = _take(q_ref, block, length)
+  rows = _Places(places, _take(group_ref, block, length)[2]).down()
+  drop = dropout(seeds_ref)
 
   def step(index, carry):
     mixed, highest, total = carry
-    columns, _, k = _take(k_ref, index, length)
-    v = _take(v_ref, index, length)[2]
-    scores, seen = _scores(q, k, rows, columns, _take(keep_ref, index, length)[2], causal)
+    places, _, k = _take(k_ref, index, length)
+    v, group = (_take(ref, index, length)[2] for ref in (v_ref, group_ref))
+    columns = _Places(places, group).across()
+    scores, seen = _scores(q, k, rows, columns, causal)
     above = jnp.maximum(highest, jnp.max(scores, 1))
     shrink = jnp.exp(highest - above)
     weights = jnp.where(seen, jnp.exp(scores - above[:, None]), 0.0)
@@ -135,8 +161,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, keep_ref, first_ref, seeds_ref, out_ref
 
   start = (jnp.zeros(q.shape, jnp.float32), jnp.full(BLOCK, layers.MASKED_SCORE, jnp.float32),
            jnp.zeros(BLOCK, jnp.float32))
-  mixed, highest, total = jax.lax.fori_loop(
-    *_keys(block, first, causal, length), step, start)
+  mixed, highest, total = jax.lax.fori_loop(meet_ref[0], meet_ref[1], step, start)
   total = jnp.where(total > 0, total, 1.0)
   here = pl.dslice(block * BLOCK, BLOCK)
   triton.store(out_ref.at[here], (mixed / total[:, None]).astype(out_ref.dtype),
@@ -144,48 +169,61 @@ def _forward_kernel(q_ref, k_ref, v_ref, keep_ref, first_ref, seeds_ref, out_ref
   triton.store(norm_ref.at[here], highest + jnp.log(total), mask=real)
 
 
-def _backward_kernel(q_ref, k_ref, v_ref, keep_ref, first_ref, seeds_ref, pull_ref, norm_ref,
-                     said_ref, out_ref, *, causal, rate, heads, length):
-  block, first = pl.program_id(2), first_ref[0]
-  own, real, q = _take(q_ref, block, length)
-  k, v, keep = (_take(ref, block, length)[2] for ref in (k_ref, v_ref, keep_ref))
-  drop = _dropout(seeds_ref, rate, heads, length)
+def _backward_kernel(q_ref, k_ref, v_ref, group_ref, meet_ref, seeds_ref, pull_ref, norm_ref,
+                     said_ref, out_ref, *, causal, dropout, length):
+  block = pl.program_id(2)
+  places, real, q = _take(q_ref, block, length)
+  k, v, group, pull, norm, said = (
+    _take(ref, block, length)[2]
+    for ref in (k_ref, v_ref, group_ref, pull_ref, norm_ref, said_ref))
+  own, drop = _Places(places, group), dropout(seeds_ref)
   scale = 1 / math.sqrt(q.shape[1])
 
-  def weigh(q, k, v, keep, rows, columns, pull, norm, said):
-    """Returns (weights after dropout, gradient of the scores), [queries, keys]."""
-    scores, seen = _scores(q, k, rows, columns, keep, causal)
-    weights = jnp.where(seen & (rows < length)[:, None], jnp.exp(scores - norm[:, None]), 0.0)
-    change = drop(_dot(pull, v.T), rows, columns)
-    return drop(weights, rows, columns), weights * (change - said[:, None]) * scale
+  def weigh(a, b, values, others, rows, columns, norm, said):
+    """Returns (weights after dropout, gradient of the scores), of a by b."""
+    scores, seen = _scores(a, b, rows, columns, causal)
+    weights = jnp.where(seen, jnp.exp(scores - norm), 0.0)
+    change = drop(_dot(values, others.T), rows, columns)
+    return drop(weights, rows, columns), weights * (change - said) * scale
 
-  def query(index):
-    rows, _, q = _take(q_ref, index, length)
-    return rows, q, _take(pull_ref, index, length)[2], *(
-      _take(ref, index, length)[2] for ref in (norm_ref, said_ref))
-
-  def of_keys(index, carry):
+  def of_keys(index, carry):  # keys by queries, so that nothing computed is transposed
     d_k, d_v = carry
-    rows, q, pull, norm, said = query(index)
-    weights, change = weigh(q, k, v, keep, rows, own, pull, norm, said)
-    return (d_k + _dot(change.T.astype(q.dtype), q),
-            d_v + _dot(weights.T.astype(pull.dtype), pull))
+    places, _, q = _take(q_ref, index, length)
+    group, pull, norm, said = (
+      _take(ref, index, length)[2] for ref in (group_ref, pull_ref, norm_ref, said_ref))
+    weights, change = weigh(k, q, v, pull, _Places(places, group).across(), own.down(),
+                            norm[None, :], said[None, :])
+    return d_k + _dot(change.astype(q.dtype), q), d_v + _dot(weights.astype(pull.dtype), pull)
 
   def of_queries(index, d_q):
-    columns, _, k = _take(k_ref, index, length)
-    v, keep = (_take(ref, index, length)[2] for ref in (v_ref, keep_ref))
-    _, change = weigh(q, k, v, keep, own, columns, pull, norm, said)
+    places, _, k = _take(k_ref, index, length)
+    v, group = (_take(ref, index, length)[2] for ref in (v_ref, group_ref))
+    _, change = weigh(q, k, pull, v, own.down(), _Places(places, group).across(), norm[:, None],
+                      said[:, None])
     return d_q + _dot(change.astype(k.dtype), k)
 
   zeros = jnp.zeros(q.shape, jnp.float32)
   def put(part, values):
     triton.store(out_ref.at[pl.dslice(block * BLOCK, BLOCK), pl.dslice(part, 1)],
                  values[:, None].astype(out_ref.dtype), mask=real[:, None, None])
-  d_k, d_v = jax.lax.fori_loop(*_queries(block, first, causal, length), of_keys, (zeros, zeros))
+  d_k, d_v = jax.lax.fori_loop(meet_ref[2], meet_ref[3], of_keys, (zeros, zeros))
   put(1, d_k)
   put(2, d_v)
-  _, _, pull, norm, said = query(block)
-  put(0, jax.lax.fori_loop(*_keys(block, first, causal, length), of_queries, zeros))
+  put(0, jax.lax.fori_loop(meet_ref[0], meet_ref[1], of_queries, zeros))
+
+
+class _Places(NamedTuple):
+  """Positions of a block and whose they are."""
+  place: jax.Array
+  group: jax.Array
+
+  def down(self):
+    """Returns them along the first of two axes."""
+    return _Places(self.place[:, None], self.group[:, None])
+
+  def across(self):
+    """Returns them along the second of two axes."""
+    return _Places(self.place[None, :], self.group[None, :])
 
 
 def _take(ref, block, length):
@@ -196,40 +234,29 @@ def _take(ref, block, length):
   return places, real, triton.load(ref.at[pl.dslice(block * BLOCK, BLOCK)], mask=mask, other=0)
 
 
-def _scores(q, k, rows, columns, keep, causal):
-  """Returns (float32 [queries, keys], which of them count)."""
-  seen = jnp.broadcast_to((keep > 0)[None, :], (BLOCK, BLOCK))
+def _scores(a, b, rows, columns, causal):
+  """Returns (float32 a b^T / sqrt(d), which of them count: rows are queries, columns keys)."""
+  seen = (rows.group == columns.group) & (columns.group > 0)
   if causal:
-    seen = seen & (rows[:, None] >= columns[None, :])
-  scores = _dot(q, k.T) * (1 / math.sqrt(q.shape[1]))
+    seen = seen & (rows.place >= columns.place)
+  scores = _dot(a, b.T) * (1 / math.sqrt(a.shape[1]))
   return jnp.where(seen, scores, layers.MASKED_SCORE), seen
 
 
-def _dropout(seeds_ref, rate, heads, length):
-  """Returns fn(values, rows, columns) that drops as `layers.Dropout` does in [B, H, T, T]."""
+def _dropout(seeds_ref, *, rate, heads, length, period):
+  """Returns fn(values, rows, columns) that drops as `layers.Dropout` does in [B, H, T, period]."""
   if not rate:
     return lambda values, rows, columns: values
   seeds = seeds_ref[0], seeds_ref[1]
   head = (pl.program_id(0) * heads + pl.program_id(1)).astype(jnp.uint32) * jnp.uint32(length)
 
   def drop(values, rows, columns):
-    ids = (head + rows.astype(jnp.uint32))[:, None] * jnp.uint32(length) + columns.astype(
-      jnp.uint32)[None, :]
+    key = columns.place.astype(jnp.uint32)
+    if period < length:
+      key = key % jnp.uint32(period)
+    ids = (head + rows.place.astype(jnp.uint32)) * jnp.uint32(period) + key
     return jnp.where(layers.kept_ids(ids, seeds, rate), values / (1 - rate), 0.0)
   return drop
-
-
-def _keys(block, first, causal, length):
-  """Returns (from, to): blocks of keys that a block of queries reads; none, if all are padding."""
-  end = block + 1 if causal else pl.cdiv(length, BLOCK)
-  return jnp.where((block + 1) * BLOCK <= first, end, first // BLOCK), end
-
-
-def _queries(block, first, causal, length):
-  """Returns (from, to): blocks of queries that read a block of keys."""
-  end = pl.cdiv(length, BLOCK)
-  start = jnp.maximum(block, first // BLOCK) if causal else first // BLOCK
-  return jnp.where((block + 1) * BLOCK <= first, end, start), end
 
 
 def _dot(a, b):

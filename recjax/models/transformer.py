@@ -20,6 +20,7 @@ from recjax.models import flash
 from recjax.models import layers
 from recjax.models import patches
 from recjax.models import sequence_embed
+from recjax.models import stream
 
 
 class SequenceTransformer(nn.Module):
@@ -61,8 +62,8 @@ class SequenceTransformer(nn.Module):
   patch_width: int = 0  # of an adapter, rank of LoRA, number of prefixes; 0: `patches.size`
   patch_scale: float = 1.0  # of LoRA, its a / r
   dtype: str = "float32"
-  layout: str = "auto"  # of activations: rows, or columns, which are faster on a CPU
-  attention_kernel: str = "written_out"  # in rows flash, or fused: no dropout on its weights
+  layout: str = "auto"  # of activations: rows, columns (faster on a CPU) or stream (on a GPU)
+  attention_kernel: str = "auto"  # written_out, flash, or fused: no dropout on its weights
   remat: bool = False  # keep only the inputs of blocks for the backward pass
   splits_items = True
   choices = {"act": tuple(layers.ACTIVATIONS), "norm": ("pre", "post", "query"),
@@ -70,11 +71,12 @@ class SequenceTransformer(nn.Module):
              "patch": patches.TRANSFORMER,
              "aggregate": (*features_lib.AGGREGATES, features_lib.FUSION),
              "user_aggregate": features_lib.OF_USERS, "dtype": ("float32", "bfloat16"),
-             "layout": ("auto", "rows", "columns"), "attention_kernel": blocks.KERNELS}
+             "layout": ("auto", "rows", "columns", "stream"),
+             "attention_kernel": ("auto", *blocks.KERNELS)}
 
   @nn.compact
   def __call__(self, items, users, tables, *, positions=None, candidates=None, readout=None,
-               segments=None, ages=None, pool=False, train=False):
+               segments=None, ages=None, pool=False, room=None, train=False):
     """Returns (scores of ids 0..N, dict of intermediates).
 
     Args:
@@ -88,18 +90,20 @@ class SequenceTransformer(nn.Module):
       segments: optional int32 [B, T] token types.
       ages: see `sequence_embed.SequenceEmbed`.
       pool: whether the vectors at a run's `positions` are added up and scored as one, C = 1.
+      room: how many positions hold something, at most. Where it is given blocks compute these
+        alone; see `streams`.
       train: whether dropout is on.
 
     Scores have shape [S, C, N + 1], or [B, T, N + 1] without `positions`; with `candidates` they
     are a tuple of [S, C, K].
     """
-    x, table, out = self._encode(items, users, tables, positions, train=train, segments=segments,
-                                 ages=ages)
+    x, table, out = self._encode(items, users, tables, positions, train=train, room=room,
+                                 segments=segments, ages=ages)
     if pool:
       x = x.sum(1, keepdims=True)
     return self._score(x, table, candidates, readout), out
 
-  def _encode(self, items, users, tables, positions, *, train, **kinds):
+  def _encode(self, items, users, tables, positions, *, train, room=None, **kinds):
     """Returns ([S, C, W] or, without `positions`, [B, T, W]; the item table; intermediates)."""
     common = dict(initializer=self.initializer, dtype=jnp.dtype(self.dtype))
     embed = sequence_embed.SequenceEmbed(
@@ -112,8 +116,8 @@ class SequenceTransformer(nn.Module):
     block = dict(
       heads=self.heads, hidden=self.hidden, act=self.act, norm=self.norm, dropout=self.dropout,
       attention_dropout=self.dropout, hidden_dropout=self.dropout * self.hidden_dropout,
-      output_dropout=self.dropout * self.output_dropout, attention_kernel=self.attention_kernel,
-      **common)
+      output_dropout=self.dropout * self.output_dropout,
+      attention_kernel=self._kernel() if room is None else "flash", **common)
     vectors, table = embed.vectors(items, tables, whole=self.output != "untied", train=train)
     x = embed(items, users, tables, vectors=vectors, train=train, **kinds)
     out = {"embedded": x}
@@ -128,6 +132,10 @@ class SequenceTransformer(nn.Module):
         positions, rng=self.make_rng("dropout") if train and self.dropout else None, settings=dict(
           num_layers=self.num_layers, causal=self.causal, final_norm=self.final_norm,
           remat=self.remat, block=block))
+    elif room is not None:
+      kept = stream.Stream(items > 0, room)
+      x, out["encoder"] = encoder(kept.take(x), kept.groups, train=train)
+      x = kept.select(x, positions)
     else:
       entities = embed.entities(items, tables) if self.aggregate == features_lib.FUSION else None
       x, out["encoder"] = encoder(x, items > 0, entities=entities, train=train)
@@ -142,6 +150,34 @@ class SequenceTransformer(nn.Module):
       bias=self.head_bias, candidates=candidates, readout=readout, initializer=self.initializer,
       dtype=jnp.dtype(self.dtype))
 
+  @property
+  def streams(self):
+    """Returns whether steps of training are to say how much `room` they need."""
+    if self.layout == "auto":
+      return jax.default_backend() == "gpu" and self._cannot_stream() is None
+    return self.layout == "stream"
+
+  def _cannot_stream(self):
+    """Returns why blocks cannot compute sequences behind each other, or None."""
+    if self.aggregate == features_lib.FUSION:
+      return f"aggregate={self.aggregate} is not there in a stream"
+    if self.attention_kernel not in ("auto", "flash"):
+      return f"attention_kernel={self.attention_kernel} is not there in a stream"
+    why = flash.missing(self._width() // self.heads)
+    return why and f"attention in a stream is not there: {why}"
+
+  def _kernel(self):
+    """Returns how rows attend."""
+    if self.attention_kernel != "auto":
+      return self.attention_kernel
+    there = jax.default_backend() == "gpu" and flash.missing(self._width() // self.heads) is None
+    return "flash" if there else "written_out"
+
+  def _width(self):
+    """Returns W."""
+    return (features_lib.width(self.item_width, self.features, self.aggregate) + self.user_width
+            + sum(slots * wide for *_, wide, slots in self.fields))
+
   def _in_columns(self):
     return self.layout == "columns" or (
       self.layout == "auto" and not self._wants_rows() and jax.default_backend() == "cpu")
@@ -153,12 +189,11 @@ class SequenceTransformer(nn.Module):
     if self.aggregate == features_lib.FUSION:
       return f"aggregate={self.aggregate}"
     kernel = self.attention_kernel
-    return None if kernel == "written_out" else f"attention_kernel={kernel}"
+    return None if kernel in ("auto", "written_out") else f"attention_kernel={kernel}"
 
   def check(self):
     """Raises UserError where sizes do not fit together."""
-    width = (features_lib.width(self.item_width, self.features, self.aggregate) + self.user_width
-             + sum(slots * wide for *_, wide, slots in self.fields))
+    width = self._width()
     features_lib.check(self)
     features_lib.check_users(self, self.user_width)
     if width % self.heads:
@@ -169,6 +204,8 @@ class SequenceTransformer(nn.Module):
     if self.layout == "columns" and self._wants_rows():
       raise errors.UserError(f"config.model: {self._wants_rows()} is not there in columns; set "
                              "layout=rows or auto")
+    if self.layout == "stream" and (why := self._cannot_stream()):
+      raise errors.UserError(f"config.model: {why}; set layout=rows or auto")
     if (self.attention_kernel == "fused" and self.dtype != "bfloat16"
         and jax.default_backend() == "gpu"):
       raise errors.UserError("config.model: attention_kernel=fused is cuDNN's on a GPU, which "

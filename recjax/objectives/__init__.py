@@ -27,6 +27,9 @@ defaults:
     rows_together  how many rows, that lie together, the loss compares; None: the whole batch
     width(length)                            -> columns of inputs from a window of so many
     trim           None, or (inputs, columns) -> inputs without all but the last columns
+    filled(lengths, rows=)                   -> room for what is read of so many rows together
+    fit            None, or (inputs, positions) -> (inputs that fill no more of them, the oldest
+                   items going first; how many labels went with them)
     auxiliary      ((name of `models.AUXILIARY`, options of `data.auxiliary`), ...): what is
                    learned beside the model; arrays to draw from are in resident[name]
     predicts       False: it scores no items, and is for mixes alone, beside one that does

@@ -137,7 +137,7 @@ def labeled_positions(labels, *, shards, capacity):
   return positions, picked, weights, jnp.sum(jnp.maximum(found - capacity, 0))
 
 
-def capacity(mean, variance, most, *, rows):
+def capacity(mean, variance, most, *, rows, deviations=8, multiple=8):
   """Returns room for the labels of `rows` random rows: their mean and 8 standard deviations.
 
   A normal tail leaves 1e-15 a step beyond that. Where one long row among short ones is no normal
@@ -148,6 +148,8 @@ def capacity(mean, variance, most, *, rows):
     variance: their variance.
     most: the largest number of labels of a row.
     rows: rows searched together.
+    deviations: other than 8.
+    multiple: what the room is one of, unless every row finds its most.
   """
-  likely = rows * mean + max(8 * np.sqrt(rows * variance), most)
-  return int(min(rows * most, -(-int(np.ceil(likely)) // 8) * 8))
+  likely = rows * mean + max(deviations * np.sqrt(rows * variance), most)
+  return int(min(rows * most, -(-int(np.ceil(likely)) // multiple) * multiple))

@@ -43,6 +43,14 @@ class MaskedItem(item_loss.ItemLoss):
     """Returns how many past items fit `max_len` positions: the MASK takes one."""
     return max_len - 1
 
+  def fit(self, inputs, positions):
+    """Returns `inputs` [B, T] that fill no more `positions`, and how many labels that took."""
+    filled = jnp.sum(inputs["items"] > 0, axis=0)
+    keep = jnp.cumsum(filled[::-1])[::-1] <= positions  # whole columns, the last ones
+    some = {name: jnp.where(keep, inputs[name], 0) for name in ("items", "labels")}
+    count = lambda inputs: jnp.sum(inputs["labels"] > 0)
+    return {**inputs, **some}, count(inputs) - count(some)
+
   def predict(self, apply_fn, params, users, histories, readout=None):
     """Returns scores [B, N + 1] of the item after each history; see `predict_at_mask`."""
     return predict_at_mask(apply_fn, params, users, histories, self.num_items, readout)

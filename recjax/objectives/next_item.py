@@ -28,6 +28,7 @@ class NextItem(item_loss.ItemLoss):
               "labels": labels}
     return self.with_negatives(rng, inputs, resident)
 
+  fit = masked_item.MaskedItem.fit
   room = masked_item.MaskedItem.room
   predict = masked_item.MaskedItem.predict
 
@@ -51,6 +52,8 @@ class CausalNextItem(item_loss.ItemLoss):
     """Returns (mean, variance, most) of the labels in a row: one less than its items."""
     labels = lengths - 1
     return labels.mean(), labels.var(), labels.max()
+
+  fit = masked_item.MaskedItem.fit
 
   def predict(self, apply_fn, params, users, histories, readout=None):
     """Returns scores [B, N + 1] at the last position of each history."""

@@ -20,6 +20,7 @@ class Objective:
   item_inputs = ()
   updates = 1
   trim = None
+  fit = None
   rows_together = 1
   auxiliary = ()
   predicts = True
@@ -40,6 +41,15 @@ class Objective:
     if columns is not None:
       lengths = np.array([columns + self.extra_columns])
     return losses.capacity(*self.label_statistics(lengths), rows=rows)
+
+  def filled(self, lengths, *, rows):
+    """Returns the room for what is read of `rows` windows together, of which these are the lengths.
+
+    That is their mean and 5 standard deviations: of a normal tail, 3e-7 a step need more.
+    """
+    read = np.maximum(lengths - self.extra_columns, 0)
+    return losses.capacity(read.mean(), read.var(), read.max(), rows=rows, deviations=5,
+                           multiple=128)
 
   def counts(self, batch):
     """Returns how many "examples" and "tokens" a batch holds."""
