@@ -42,7 +42,7 @@ def get_config():
     dropout=config_dict.placeholder(float), layout=config_dict.placeholder(str),
     patch=config_dict.placeholder(str),  # see recjax/models/patches.py; with transfer.mode=patch
     patch_width=config_dict.placeholder(int),
-    attention_kernel=config_dict.placeholder(str),  # on a GPU flash, or cuDNN's fused: no dropout
+    attention_kernel=config_dict.placeholder(str),  # on a GPU flash; or cuDNN's fused: no dropout
     remat=config_dict.placeholder(bool))  # blocks again backward: less memory, more arithmetic
 
   item_loss = dict(  # see recjax/objectives/item_loss.py
