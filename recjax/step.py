@@ -73,7 +73,6 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
   def differentiate(params, inputs, rng, *, apply_fn, columns):
     if len(rooms) > 1:
       inputs = objective.trim(inputs, columns)
-    lost = 0
     if filled:
       inputs, lost = objective.fit(inputs, filled)
       apply_fn = functools.partial(apply_fn, room=filled)
@@ -86,7 +85,9 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
       return loss, (weight, metrics)
 
     (loss, (weight, metrics)), grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
-    return grads, {"loss": loss, "weight": weight, **metrics, "dropped": metrics["dropped"] + lost}
+    if filled:
+      metrics["dropped"] += lost
+    return grads, {"loss": loss, "weight": weight, **metrics}
 
   def whole(*state):
     return apply_fn, *state, lambda *state: state
