@@ -1,8 +1,8 @@
 """recjax on one accelerator: tokens a second, share of the card's peak, and where the time goes.
 
     python -m launch.bench.gpu --data_dir=DATA --out=OUT [--torch_python=PYTHON]
-      [--batches=256,1024,4096] [--sizes=base,large] [--ways=written_out,flash,stream,cut,fused,torch]
-      [--at_once=8] [--smoke]
+      [--batches=256,1024,4096] [--sizes=base,large] [--at_once=8] [--smoke]
+      [--ways=written_out,flash,stream,cut,fused,torch]
 
 Made for one H100 or H200; `--smoke` runs a tiny model anywhere. Each case is a process of its own,
 so that one that runs out of memory ends no other. `--at_once` of them get ready (compile) side by
