@@ -106,28 +106,25 @@ def test_room_is_what_batches_need():
   assert objective.filled(lengths, rows=1) == 200
 
 
-@pytest.fixture
-def start(monkeypatch):
-  """Returns fn(**fields) -> the sums of three steps of a tiny run."""
-  def run(**fields):
-    setting = setting_lib.set_up(experiment.build(tiny.config(**{
-      "model.dropout": 0.0, "model.item_width": 28, "model.user_width": 4, "model.fields": (),
-      "micro_batch": 12, "num_devices": 1, **fields})))
-    params = setting.init_params(0)
-    tx, _, trainable = setting.make_optimizer(setting.exp.config, params)
-    steps = setting.make_steps(tx, trainable)
-    state = state_lib.create(params, tx, 0)
-    sums = steps(state, setting.feed.at(0)[0], np.int32(3))[1]
-    return {name: float(x) for name, x in sums.items()}
-  return run
+def _start(**fields):
+  """Returns the sums of three steps of a tiny run."""
+  setting = setting_lib.set_up(experiment.build(tiny.config(**{
+    "model.dropout": 0.0, "model.item_width": 28, "model.user_width": 4, "model.fields": (),
+    "micro_batch": 12, "num_devices": 1, **fields})))
+  params = setting.init_params(0)
+  tx, _, trainable = setting.make_optimizer(setting.exp.config, params)
+  steps = setting.make_steps(tx, trainable)
+  state = state_lib.create(params, tx, 0)
+  sums = steps(state, setting.feed.at(0)[0], np.int32(3))[1]
+  return {name: float(x) for name, x in sums.items()}
 
 
 @pytest.mark.parametrize("objective", ["masked_item", pytest.param(
   "causal_next_item", marks=pytest.mark.slow)])
-def test_steps_are_those_of_rows(start, objective):
+def test_steps_are_those_of_rows(objective):
   name = "sasrec" if objective == "causal_next_item" else "bert4rec"
   fields = {"objective.name": objective, "model.name": name}
-  want, found = (start(**fields, **{"model.layout": layout}) for layout in ("rows", "stream"))
+  want, found = (_start(**fields, **{"model.layout": layout}) for layout in ("rows", "stream"))
   assert found == pytest.approx(want, rel=1e-4)
   assert want["weight"] > 20 and found["dropped"] == 0
 
@@ -136,9 +133,9 @@ def test_steps_are_those_of_rows(start, objective):
   ({"micro_lengths": (5,)}, "layout=stream is not there with micro_lengths"),
   ({"model.attention_kernel": "fused"}, "attention_kernel=fused is not there in a stream"),
   ({"model.heads": 4}, "attention in a stream is not there: heads must be 16")])
-def test_it_is_said_where_there_is_no_stream(start, fields, message):
+def test_it_is_said_where_there_is_no_stream(fields, message):
   with pytest.raises(errors.UserError, match=message):
-    start(**{"model.layout": "stream", **fields})
+    _start(**{"model.layout": "stream", **fields})
 
 
 def test_a_gpu_streams_by_itself(monkeypatch):

@@ -43,7 +43,7 @@ SIZES = {"base": workload.Size(),
          "smoke": workload.Size(layers=1, width=32, heads=2, hidden=32, max_len=20)}
 FLASH = {"model.attention_kernel": "flash"}
 WAYS = {"written_out": {"model.attention_kernel": "written_out"}, "flash": FLASH,
-        "stream": {**FLASH, "model.layout": "stream"}, "cut": FLASH,
+        "stream": {"model.layout": "stream"}, "cut": FLASH,
         "fused": {"model.attention_kernel": "fused"}, "torch": None}
 PARTS = 8  # of a batch, where it is cut
 WARMUP, ROUNDS = 1, 3  # turns of `--steps` steps

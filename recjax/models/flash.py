@@ -128,8 +128,8 @@ def _meetings(groups, causal):
   blocks = pl.cdiv(length, BLOCK)
   cut = jnp.pad(groups, ((0, 0), (0, blocks * BLOCK - length))).reshape(batch, blocks, BLOCK)
   first, last = jnp.min(jnp.where(cut > 0, cut, NOBODY), 2), jnp.max(cut, 2)
-  meet = ((first[:, :, None] <= last[:, None, :]) & (first[:, None, :] <= last[:, :, None])
-          & (last[:, :, None] > 0) & (last[:, None, :] > 0))  # [B, queries, keys]
+  meet = ((first[:, :, None] <= last[:, None, :])
+          & (first[:, None, :] <= last[:, :, None]))  # [B, queries, keys]
   if causal:
     meet = meet & jnp.tril(jnp.ones((blocks, blocks), bool))
   ends = []

@@ -311,11 +311,16 @@ def select_labeled(x, positions):
 
   As nothing is asked for twice, a GPU needs no atomic additions for the gradient.
   """
-  flat, count = _runs(x, positions), positions.shape[1]
-  unused = (positions == 0) & (jnp.arange(count) > 0)
-  positions = jnp.where(unused, flat.shape[1] + jnp.arange(count), positions)
+  flat = _runs(x, positions)
+  outside = flat.shape[1] + jnp.arange(positions.shape[1])
+  positions = jnp.where(unused(positions), outside, positions)
   return flat.at[jnp.arange(len(positions))[:, None], positions].get(
     mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True)
+
+
+def unused(positions):
+  """Returns bool [S, C]: which of ascending `positions` are behind the last, where all are 0."""
+  return (positions == 0) & (jnp.arange(positions.shape[1]) > 0)
 
 
 def _runs(x, positions):

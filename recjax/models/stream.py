@@ -7,6 +7,8 @@ Letters: B batch, T columns, N room for positions, W width, S shards, C labeled 
 
 import jax.numpy as jnp
 
+from recjax.models import layers
+
 
 class Stream:
   """Where the positions of a batch stand that hold something.
@@ -34,11 +36,10 @@ class Stream:
 
     All of `positions`, int32 [S, C], flat in each of S runs of rows, hold something.
     """
-    shards, count = positions.shape
+    shards = len(positions)
     begins = jnp.arange(shards)[:, None] * (len(self._ranks) // shards)
-    unused = (positions == 0) & (jnp.arange(count) > 0)
     outside = x.shape[1] + jnp.arange(positions.size).reshape(positions.shape)
-    ranks = jnp.where(unused, outside, self._ranks[begins + positions])
+    ranks = jnp.where(layers.unused(positions), outside, self._ranks[begins + positions])
     return _pick(x[0], ranks, ascending=False)
 
 

@@ -163,15 +163,19 @@ class SequenceTransformer(nn.Module):
       return f"aggregate={self.aggregate} is not there in a stream"
     if self.attention_kernel not in ("auto", "flash"):
       return f"attention_kernel={self.attention_kernel} is not there in a stream"
-    why = flash.missing(self._width() // self.heads)
+    why = self._no_flash()
     return why and f"attention in a stream is not there: {why}"
 
   def _kernel(self):
     """Returns how rows attend."""
     if self.attention_kernel != "auto":
       return self.attention_kernel
-    there = jax.default_backend() == "gpu" and flash.missing(self._width() // self.heads) is None
+    there = jax.default_backend() == "gpu" and self._no_flash() is None
     return "flash" if there else "written_out"
+
+  def _no_flash(self):
+    """Returns why there is no attention in one kernel, or None."""
+    return flash.missing(self._width() // self.heads)
 
   def _width(self):
     """Returns W."""
@@ -210,7 +214,7 @@ class SequenceTransformer(nn.Module):
         and jax.default_backend() == "gpu"):
       raise errors.UserError("config.model: attention_kernel=fused is cuDNN's on a GPU, which "
                              "wants dtype=bfloat16")
-    if self.attention_kernel == "flash" and (why := flash.missing(width // self.heads)):
+    if self.attention_kernel == "flash" and (why := self._no_flash()):
       raise errors.UserError(f"config.model: attention_kernel=flash is not there: {why}")
 
   def _check_fusion(self):
