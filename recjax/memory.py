@@ -4,7 +4,7 @@ import ctypes
 import os
 import sys
 
-TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # of <malloc.h>
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of <malloc.h>
 OWN = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")  # environment variables of who chooses himself
 
 
@@ -12,9 +12,8 @@ def keep():
   """Has the C library keep freed memory; returns whether it does.
 
   On a CPU every step of a compiled program allocates its temporary buffers and frees them. glibc
-  maps large ones and unmaps them again (and each thread's arena gives back what it has freed), so
-  that the kernel clears every page of every step anew: up to 40 % of the time of a run here,
-  launch/bench/README.md has the figures. Kept, peak memory grows by a tenth.
+  maps large ones and unmaps them again, so that the kernel clears every page of every step anew: up
+  to 40 % of the time of a run here, launch/bench/README.md has the figures.
 
   Must be called before threads are started. Where the environment says something about malloc, and
   where the C library is not glibc, nothing is done.
@@ -24,6 +23,7 @@ def keep():
   library = ctypes.CDLL(None)
   if not hasattr(library, "gnu_get_libc_version"):
     return False
-  # One arena, since those of threads end where their heaps do, at 64 MB; -1 switches trimming off.
+  # -1 switches trimming off. Arenas stay as many as there are: compiling leaves thousands of holes,
+  # and threads that look through the same ones wait for each other.
   return all(library.mallopt(option, value) == 1
-             for option, value in ((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, -1)))
+             for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1)))

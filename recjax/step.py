@@ -183,15 +183,19 @@ def _accumulate(branches, params, inputs, rng, parts, mesh, specs=None):
 
   def share(params, pieces, longest, rng):
     first = jax.lax.axis_index(partition.DATA_AXIS) if devices > 1 else 0
-    def body(total, piece):
-      index, longest, piece = piece
-      which = jnp.sum(longest > jnp.asarray(widths[:-1], jnp.int32))
-      piece = jax.tree.map(lambda x: x[0], piece)
-      found = jax.lax.switch(which, fns, params, piece, jax.random.fold_in(rng, index + first))
-      return jax.tree.map(jnp.add, total, found), None
-    start = _zeros(fns[0], params, jax.tree.map(lambda x: x[0, 0], pieces), rng)
-    index = jnp.arange(parts // devices) * devices
-    return jax.lax.scan(body, start, (index, longest[:, 0], pieces))[0]
+    def body(index, total, fn):
+      piece = jax.tree.map(lambda x: x[index, 0], pieces)
+      found = fn(params, piece, jax.random.fold_in(rng, index * devices + first))
+      return jax.tree.map(jnp.add, total, found)
+    total = _zeros(fns[0], params, jax.tree.map(lambda x: x[0, 0], pieces), rng)
+    # A loop for each width, not a branch in one loop: XLA moves what does not depend on the part,
+    # as weights that are converted, out of the former.
+    begin = 0
+    for width, fn in zip(widths, fns):
+      end = len(longest) if fn is fns[-1] else jnp.searchsorted(longest[:, 0], width, side="right")
+      total = jax.lax.fori_loop(begin, end, functools.partial(body, fn=fn), total)
+      begin = end
+    return total
 
   return partition.over_devices(share, mesh, split=(None, 1, 1, None), params=specs)(
     params, jax.tree.map(cut, inputs), cut(length).max(2), rng)

@@ -153,12 +153,33 @@ def test_recomputed_blocks_have_the_same_gradients_in_less_memory(layout):
            for remat in (False, True)]
   for kept, again in zip(*map(jax.tree.leaves, grads), strict=True):
     np.testing.assert_allclose(again, kept, atol=1e-6 * np.abs(kept).max() + 1e-9, rtol=1e-4)
-  def held(remat):
-    """Returns the bytes that wait for the backward pass."""
-    pull = jax.eval_shape(
-      lambda *args: jax.vjp(functools.partial(total, remat=remat), *args)[1], params, x)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
+  held = lambda remat: _held(functools.partial(total, remat=remat), params, x)
   assert held(True) < 0.3 * held(False)
+
+
+def _held(fn, *args, dtypes=None):
+  """Returns the bytes that wait for the backward pass, of all types or of `dtypes`."""
+  pull = jax.eval_shape(lambda *args: jax.vjp(fn, *args)[1], *args)
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull)
+             if dtypes is None or leaf.dtype in dtypes)
+
+
+def test_little_of_a_block_waits_for_the_backward_pass():
+  settings, params, _, _ = _encoder(0.3, dtype="bfloat16")
+  def a_column(*dtypes):
+    """Returns what one block holds of one column."""
+    def held(rows, blocks):
+      def total(params, x):
+        return columns.encode(params, x, jnp.ones((rows, T), bool), jnp.arange(rows * T)[None],
+                              settings={**settings, "num_layers": blocks}, rng=jax.random.key(5))
+      return _held(total, params, jnp.zeros((rows, T, W)), dtypes=dtypes)
+    return (held(16, 2) - held(16, 1) - held(8, 2) + held(8, 1)) / (8 * T)
+  heads, hidden = (settings["block"][name] for name in ("heads", "hidden"))
+  # Standardized columns, counted by norms and by those who read them; queries, keys, values and
+  # what is mixed; what the activation was given; weights of attention.
+  assert a_column(jnp.bfloat16) == 2 * ((4 + 3 + 1) * W + hidden + heads * T)
+  # Norms, and the zeros of three dropouts, which a compiled program does not hold.
+  assert a_column(jnp.float32) == 4 * (2 + heads + 3 * W)
 
 
 def test_dropout_leaves_the_mean_and_follows_its_key():

@@ -32,11 +32,12 @@ everything but `train`), and every module has a row: the most exact one that fit
                                         evaluators.*
     auxiliary                           errors trees models.* data.*
     models/ (one paper a file)          errors catalog collective loops models.layers
-                                        models.auxiliary models.blocks models.columns
-                                        models.features models.flash models.graph_layers
-                                        models.item_knn models.patches models.pairwise models.rows
-                                        models.sequence_embed models.stream models.text_encoders
-                                        models.transformer models.untrained;
+                                        models.auxiliary models.blocks models.column_layers
+                                        models.columns models.features models.flash
+                                        models.graph_layers models.item_knn models.patches
+                                        models.pairwise models.rows models.sequence_embed
+                                        models.stream models.text_encoders models.transformer
+                                        models.untrained;
                                         models/__init__: models.*
     objectives/                         errors catalog objectives.*
     data/                               errors spec data.*
@@ -99,10 +100,10 @@ MAY_IMPORT = {
   "auxiliary": {"errors", "trees", "models.*", "data.*"},
   "models.__init__": {"errors", "models.*"},
   "models.*": {"errors", "catalog", "collective", "loops", "models.layers", "models.auxiliary",
-               "models.blocks", "models.columns", "models.features", "models.flash",
-               "models.graph_layers", "models.item_knn", "models.patches", "models.pairwise",
-               "models.rows", "models.sequence_embed", "models.stream", "models.text_encoders",
-               "models.transformer", "models.untrained"},
+               "models.blocks", "models.column_layers", "models.columns", "models.features",
+               "models.flash", "models.graph_layers", "models.item_knn", "models.patches",
+               "models.pairwise", "models.rows", "models.sequence_embed", "models.stream",
+               "models.text_encoders", "models.transformer", "models.untrained"},
   "objectives.*": {"errors", "catalog", "objectives.*"},
   "data.*": {"errors", "spec", "data.*"},
   "evaluators.*": {"errors", "catalog", "collective", "data.*", "evaluators.*"},

@@ -8,6 +8,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from recjax import loops
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def take(table, ids, dtype, often=()):
@@ -20,7 +22,8 @@ def take(table, ids, dtype, often=()):
     often: ids, such as padding and MASK, that stand in a large share of all places. A GPU adds up
       by atomic additions, which wait for each other where they meet: these are summed apart.
   """
-  return jnp.take(table, ids, axis=0).astype(dtype)
+  # Apart: a loop that also computes something of what it gathers does so value by value.
+  return loops.apart(lambda table, ids: jnp.take(table, ids, axis=0), table, ids).astype(dtype)
 
 
 def _forward(table, ids, dtype, often):
