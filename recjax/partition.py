@@ -286,6 +286,13 @@ def compile_steps(lowered):
   found nothing better than cuBLAS; on a CPU its loops have vectors of 256 bits even where there are
   wider ones, and take up to twice as long (launch/bench/README.md): here they have not.
   """
+  memory.give_back()  # of tracing
+  compiled = _compile(lowered)
+  memory.give_back()
+  return compiled
+
+
+def _compile(lowered):
   if jax.default_backend() in STEP_OPTIONS:
     option, value = STEP_OPTIONS[jax.default_backend()]
     try:

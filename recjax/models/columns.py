@@ -10,7 +10,7 @@ What differs, and what each is worth on two cores is in launch/bench/README.md:
 - The last block asks, projects and feeds forward only at the positions that are scored. The others
   are read as keys and values.
 
-Letters: B rows, T positions, W width, H heads, d width of a head, N columns, n = H * B. S runs of
+Letters: B rows, T positions, W width, H heads, d width of a head, N columns. S runs of
 rows with C scored positions each, as `layers.select` has them.
 """
 
