@@ -150,7 +150,9 @@ class Block(nn.Module):
     return dict(initializer=self.initializer, dtype=self.dtype, patch=self.patch)
 
   def _norm(self, name):
-    return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"{name}_norm")
+    # "pre" norms are read by products alone; what others give is part of the sum.
+    dtype = self.dtype if self.norm == "pre" else jnp.float32
+    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name=f"{name}_norm")
 
   def _adapted(self, name, y):
     if self.patch.kind != "adapter":
@@ -200,7 +202,11 @@ class FusionBlock(Block):
 
 
 class Encoder(nn.Module):
-  """Blocks over non-padding positions, each attending to all of them or, if causal, to the past."""
+  """Blocks over non-padding positions, each attending to all of them or, if causal, to the past.
+
+  What they add up, from the first to the last, is float32, whatever products read: added up in
+  bfloat16, a model of 8 layers is more than a step behind after 40 (launch/bench/README.md).
+  """
   num_layers: int
   block: dict
   causal: bool = False
@@ -211,7 +217,7 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x, keep, *, entities=None, train):
-    """Returns ([B, T, W], {"block_i": [B, T, W]}).
+    """Returns (float32 [B, T, W], {"block_i": of each block}).
 
     Args:
       x: [B, T, W].
@@ -224,6 +230,7 @@ class Encoder(nn.Module):
     if self.remat:
       apply = nn.remat(apply)
     vectors, known = entities or (None, None)
+    x, vectors = jax.tree.map(lambda value: value.astype(jnp.float32), (x, vectors))
     plain = self.num_layers - (self.fused if entities else 0)
     for index in range(self.num_layers):  # A python loop keeps block_i addressable by name.
       start = dict(self.block, causal=self.causal, patch=self.patch, name=f"block_{index}")
