@@ -424,7 +424,7 @@ def test_candidates_have_the_scores_that_they_have_among_all(kind):
 def test_bfloat16_stays_close(kind):
   scores, _ = _run(kind, _items())
   rough, out = _run(kind, _items(), params=_params(kind), dtype="bfloat16")
-  assert out["encoded"].dtype == jnp.bfloat16
+  assert out["embedded"].dtype == jnp.bfloat16 and out["encoded"].dtype == jnp.float32
   error = rough.astype(np.float32) - scores
   assert 0 < np.sqrt((error**2).mean()) < 0.05 * scores.std()
 
