@@ -76,6 +76,11 @@ def _joined(operand, *parts):
   return loops.read(jnp.concatenate([columns(part) for part in parts]))
 
 
+def _mean(x):
+  """Returns the mean of every column, as a product: XLA's sums over rows take longer."""
+  return jnp.dot(jnp.full(len(x), 1 / len(x), jnp.float32), x, precision="highest")
+
+
 @jax.custom_vjp
 def norm(weights, x):
   """Returns the layer norm of every column."""
@@ -83,9 +88,9 @@ def norm(weights, x):
 
 
 def _norm_forward(weights, x):
-  mean = x.mean(0)
+  mean = _mean(x)
   x_ = x - mean
-  scale = jax.lax.rsqrt((x_ * x_).mean(0) + 1e-6)
+  scale = jax.lax.rsqrt(_mean(x_ * x_) + 1e-6)
   return (x_ * scale * weights["scale"][:, None] + weights["bias"][:, None],
           (weights["scale"], x, mean, scale))
 
@@ -130,11 +135,6 @@ standard_beside.defvjp(_standard_beside_forward, _standard_beside_backward)
 def _change_of_standard(y, scale, change, beside):
   y = y.astype(jnp.float32)
   return (change - _mean(change) - y * _mean(change * y)) * scale + beside
-
-
-def _mean(x):
-  """Returns the mean of every column, as a product: XLA's sums over rows take longer."""
-  return jnp.full(len(x), 1 / len(x), jnp.float32) @ x
 
 
 def _change_of_norm(weight, x, mean, scale, change):
