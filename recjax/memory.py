@@ -26,7 +26,7 @@ def keep():
 
 
 def give_back():
-  """Gives what is free back to the system, where `keep` has it kept.
+  """Gives what is free back to the system, with the exceptions of `keep`.
 
   Compiling a step leaves half a gigabyte that no step asks for again.
   """

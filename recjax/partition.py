@@ -284,9 +284,10 @@ def compile_steps(lowered):
 
   On a GPU XLA also tries Triton's ways to multiply matrices, which takes minutes for a step and
   found nothing better than cuBLAS; on a CPU its loops have vectors of 256 bits even where there are
-  wider ones, and take up to twice as long (launch/bench/README.md): here they have not.
+  wider ones, and take up to twice as long (launch/bench/README.md): here they have not. What
+  tracing and compiling leave free is given back.
   """
-  memory.give_back()  # of tracing
+  memory.give_back()
   compiled = _compile(lowered)
   memory.give_back()
   return compiled

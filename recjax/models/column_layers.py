@@ -81,6 +81,14 @@ def _mean(x):
   return jnp.dot(jnp.full(len(x), 1 / len(x), jnp.float32), x, precision="highest")
 
 
+def _standardized(x):
+  """Returns (y, mean, scale): y = (x - mean) * scale has mean 0 and variance 1 in every column."""
+  mean = _mean(x)
+  centered = x - mean
+  scale = jax.lax.rsqrt(_mean(centered * centered) + 1e-6)
+  return centered * scale, mean, scale
+
+
 @jax.custom_vjp
 def norm(weights, x):
   """Returns the layer norm of every column."""
@@ -88,10 +96,8 @@ def norm(weights, x):
 
 
 def _norm_forward(weights, x):
-  mean = _mean(x)
-  x_ = x - mean
-  scale = jax.lax.rsqrt(_mean(x_ * x_) + 1e-6)
-  return (x_ * scale * weights["scale"][:, None] + weights["bias"][:, None],
+  y, mean, scale = _standardized(x)
+  return (y * weights["scale"][:, None] + weights["bias"][:, None],
           (weights["scale"], x, mean, scale))
 
 
@@ -102,10 +108,10 @@ def _norm_backward(kept, change):
 norm.defvjp(_norm_forward, _norm_backward)
 
 
-def fold(norm, part):
-  """Returns a dense layer of what a norm gives as one of standardized columns."""
-  return {"kernel": norm["scale"][:, None] * part["kernel"],
-          "bias": part["bias"] + norm["bias"] @ part["kernel"]}
+def fold(weights, part):
+  """Returns a dense layer of what a norm with `weights` gives as one of standardized columns."""
+  return {"kernel": weights["scale"][:, None] * part["kernel"],
+          "bias": part["bias"] + weights["bias"] @ part["kernel"]}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -118,9 +124,7 @@ def standard_beside(x, operand):
 
 
 def _standard_beside_forward(x, operand):
-  centered = x - _mean(x)
-  scale = jax.lax.rsqrt(_mean(centered * centered) + 1e-6)
-  y = centered * scale
+  y, _, scale = _standardized(x)
   return (y, x), (loops.narrow(y, operand), scale)
 
 
