@@ -4,7 +4,8 @@ import ctypes
 import os
 import sys
 
-TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of <malloc.h>
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # of <malloc.h>
+HEAP = 64 << 20  # bytes, of the pieces that a thread's arena grows by
 OWN = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")  # environment variables of who chooses himself
 
 
@@ -19,10 +20,12 @@ def keep():
   where the C library is not glibc, nothing is done.
   """
   library = _glibc()
-  # -1 switches trimming off. Arenas stay as many as there are: compiling leaves thousands of holes,
-  # and threads that look through the same ones wait for each other.
+  # -1 switches trimming off, but a thread's arena unmaps a piece that has become free as a whole all
+  # the same, unless that much is to stay. Arenas stay as many as there are: compiling leaves
+  # thousands of holes, and threads that look through the same ones wait for each other.
   return library is not None and all(
-    library.mallopt(option, value) == 1 for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1)))
+    library.mallopt(option, value) == 1
+    for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, HEAP)))
 
 
 def give_back():
