@@ -15,11 +15,10 @@ import jax.numpy as jnp
 
 from recjax import loops
 
-# P on a CPU, launch/bench/README.md has the times: few, so that P x V scores fit its cache, but no
-# fewer than matmuls need. Elsewhere as many as make SCORES; not measured there.
-NARROW, WIDE, WIDE_FROM = 128, 256, 8192
-# Of bfloat16, for few positions, where blocks without labels count most, and from so many on.
-FEW_BFLOAT16, MANY_BFLOAT16, MANY_FROM = 64, 200, 256
+# P on a CPU, launch/bench/README.md has the times: as many as matmuls like, but so few that their
+# scores fit its cache. FEW are for few positions, where blocks without labels count most. Elsewhere
+# as many as make SCORES, but no fewer than LEAST; not measured there.
+MANY, MANY_FROM, FEW, WIDE, WIDE_FROM, LEAST = 400, 256, 64, 256, 8192, 128
 SCORES = 2**25  # the most that a block has; larger catalogs go by blocks of items
 
 
@@ -28,17 +27,15 @@ def block(positions, items, operand):
 
   That says that another way is as quick or has to be.
   """
-  least = 2
-  if jax.default_backend() != "cpu":
-    found = max(SCORES // items, NARROW)
-  elif items >= WIDE_FROM:
-    found = WIDE
-  elif jnp.dtype(operand) == jnp.bfloat16:
-    found = FEW_BFLOAT16 if positions < MANY_FROM else MANY_BFLOAT16
-    least = 1  # no other way has such products
-  else:
-    found = NARROW
-  return found if found * items <= SCORES and positions > least * found else None
+  on_cpu = jax.default_backend() == "cpu"
+  if not on_cpu or items >= WIDE_FROM:
+    found = WIDE if on_cpu else max(SCORES // items, LEAST)
+    worth = positions > 2 * found
+  elif positions > MANY_FROM:
+    found, worth = min(MANY, -(-positions // 2)), True
+  else:  # no other way has products of bfloat16
+    found, worth = FEW, positions > FEW and jnp.dtype(operand) == jnp.bfloat16
+  return found if worth and found * items <= SCORES else None
 
 
 def product(form, *operands, ordered=False):
@@ -96,17 +93,19 @@ def _blocks(x, table, bias, labels, weights, axis, block, operand, *, gradient):
   last = jnp.max(jnp.where(weights != 0, jnp.arange(len(x)) + 1, 0))
   fill = lambda a: jnp.pad(a, ((0, count * block - len(x)),) + ((0, 0),) * (a.ndim - 1))
   x, labels, weights = map(fill, (x, labels, weights))
-  x, table = loops.narrow(x, operand), loops.narrow(table, operand)
-  items = jnp.arange(table.shape[axis])
+  items, width = jnp.arange(table.shape[axis]), x.shape[1]
+  among = bias is not None and jax.default_backend() == "cpu"
+  asks, answers = _with_bias(x, table, bias, axis, operand) if among else (x, table)
+  asks, answers, table = (loops.narrow(a, operand) for a in (asks, answers, table))
 
   multiply = functools.partial(product, ordered=True)
 
   def step(index, carry):
     begin = index * block
     here, label, weight = (jax.lax.dynamic_slice_in_dim(a, begin, block)
-                           for a in (x, labels, weights))
-    scores = multiply("pw,wv->pv" if axis else "pw,vw->pv", here, table)
-    if bias is not None:
+                           for a in (asks, labels, weights))
+    scores = multiply("pw,wv->pv" if axis else "pw,vw->pv", here, answers)
+    if bias is not None and not among:
       scores = scores + bias.astype(jnp.float32)
     highest = jnp.max(scores, -1)
     powers = jnp.exp(scores - highest[:, None])
@@ -118,7 +117,7 @@ def _blocks(x, table, bias, labels, weights, axis, block, operand, *, gradient):
     _, d_x, d_table, d_bias = carry
     change = powers * (weight / norm)[:, None] - jnp.where(
       items == label[:, None], weight[:, None], 0)
-    if bias is not None:
+    if bias is not None and not among:
       d_bias = d_bias + jnp.sum(change, 0)
     change = loops.narrow(change, operand)
     d_here = multiply("pv,wv->pw" if axis else "pv,vw->pw", change, table)
@@ -128,6 +127,23 @@ def _blocks(x, table, bias, labels, weights, axis, block, operand, *, gradient):
 
   start = (jnp.float32(0),)
   if gradient:
-    start += (jnp.zeros(x.shape, jnp.float32), jnp.zeros((x.shape[1], len(items)), jnp.float32),
-              None if bias is None else jnp.zeros(len(items), jnp.float32))
-  return jax.lax.fori_loop(0, -(-last // block), step, start)
+    start += (jnp.zeros(x.shape, jnp.float32), jnp.zeros((asks.shape[1], len(items)), jnp.float32),
+              None if bias is None or among else jnp.zeros(len(items), jnp.float32))
+  found = jax.lax.fori_loop(0, -(-last // block), step, start)
+  if not gradient or not among:
+    return found
+  total, d_x, d_table, _ = found
+  return total, d_x, d_table[:width], d_table[width]
+
+
+def _with_bias(x, table, bias, axis, operand):
+  """Returns x and table with more columns, so that their product has the bias in it.
+
+  Passes over all scores to add it, and to sum its gradient, take a tenth of the time on a CPU.
+  """
+  parts, rest = [], bias.astype(jnp.float32)
+  for _ in range(1 if jnp.dtype(operand) == jnp.float32 else 2):  # one bfloat16 would round it
+    parts.append(loops.narrow(rest, operand).astype(jnp.float32))
+    rest = rest - parts[-1]
+  return (jnp.concatenate([x, jnp.ones((len(x), len(parts)), x.dtype)], 1),
+          jnp.concatenate([table, jnp.stack(parts, 1 - axis).astype(table.dtype)], 1 - axis))

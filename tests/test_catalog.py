@@ -150,8 +150,8 @@ def test_no_array_of_a_gradient_holds_positions_times_items(name, variant):
 
 def _in_passes(monkeypatch, block):
   """Has `cross_entropy` go over `block` positions at a time."""
-  monkeypatch.setattr(softmax, "NARROW", block)
-  monkeypatch.setattr(softmax, "FEW_BFLOAT16", block)
+  monkeypatch.setattr(softmax, "MANY_FROM", 0)
+  monkeypatch.setattr(softmax, "MANY", block)
   monkeypatch.setattr(catalog.Scores, "against_all", lambda *_: pytest.fail("by blocks of items"))
 
 
@@ -213,13 +213,13 @@ def test_one_pass_in_bfloat16_sums_in_float32(axis, monkeypatch):
   count = 4000
   x, table, bias, labels = _inputs(axis, count, dtype=jnp.bfloat16)
   weights, rounded = jnp.ones((S, C)), table.astype(jnp.bfloat16).astype(jnp.float32)
-  got, grads = jax.value_and_grad(lambda x, table: catalog.Scores(
-    x, table, bias, axis, count).cross_entropy(labels, weights), argnums=(0, 1))(x, table)
-  def plain(x, table):
+  got, grads = jax.value_and_grad(lambda x, table, bias: catalog.Scores(
+    x, table, bias, axis, count).cross_entropy(labels, weights), argnums=(0, 1, 2))(x, table, bias)
+  def plain(x, table, bias):
     picked, partition = _plain(x, table, bias, labels, axis=axis, count=count)
     return jnp.sum(partition - picked)
-  want, wanted = jax.value_and_grad(plain, argnums=(0, 1))(x, rounded)
-  np.testing.assert_allclose(got, want, rtol=1e-6)
+  want, wanted = jax.value_and_grad(plain, argnums=(0, 1, 2))(x, rounded, bias)
+  np.testing.assert_allclose(got, want, rtol=1e-6)  # the bias is not rounded to bfloat16
   assert grads[0].dtype == jnp.bfloat16 and grads[1].dtype == jnp.float32
   for a, b in zip(grads, wanted, strict=True):
     np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.02 * np.abs(b).max())
@@ -232,9 +232,10 @@ def test_which_way_is_taken_depends_on_sizes(monkeypatch):
   monkeypatch.setattr(softmax, "SCORES", softmax.WIDE * 20000)
   assert softmax.block(10**4, 20000, jnp.float32) == softmax.WIDE
   assert softmax.block(10**4, 20001, jnp.float32) is None
-  assert softmax.block(2 * softmax.NARROW, 100, jnp.float32) is None
-  for positions, found in ((64, None), (65, 64), (255, 64), (256, 200)):
-    assert softmax.block(positions, 100, jnp.bfloat16) == found
+  for positions, found, of_bfloat16 in ((64, None, None), (65, None, 64), (256, None, 64),
+                                        (257, 129, 129), (800, 400, 400), (10**4, 400, 400)):
+    assert softmax.block(positions, 100, jnp.float32) == found
+    assert softmax.block(positions, 100, jnp.bfloat16) == of_bfloat16
 
 
 # Chosen ids.
