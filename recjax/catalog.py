@@ -139,16 +139,14 @@ class Scores:
       labels: int32 [S, C].
       weights: float32 [S, C], 0 where there is no label; they get no gradient.
     """
-    product, block = self.as_product(), None
-    if product is not None:
-      x, table, bias = product
-      operand = self.operand or x.dtype
-      block = softmax.block(labels.size, len(self), operand)
+    product = self.as_product()
+    block = None if product is None else softmax.block(labels.size, len(self))
     if block is None:
       picked, partition = self.against_all(labels)
       return jnp.sum((partition - picked) * weights)
+    x, table, bias = product
     return softmax.cross_entropy(x.reshape(-1, x.shape[-1]), table, bias, labels.ravel(),
-                                 weights.ravel(), self.axis, block, operand)
+                                 weights.ravel(), self.axis, block, self.operand or x.dtype)
 
   def as_product(self):
     """Returns (x, rows of all ids, bias or None), or None where this device does not have them.

@@ -55,3 +55,8 @@ def apart(fn, *args):
   inlined = lambda value: xla_metadata.set_xla_metadata(inlineable=value)
   with inlined("false"):
     return jax.jit(inlined("true")(fn))(*args)
+
+
+def zeros(fn, *args):
+  """Returns zeros like fn(*args), where a loop that adds such results up begins."""
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, *args))

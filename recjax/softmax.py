@@ -9,6 +9,7 @@ Letters: n positions, P of them in a block, W width, V items.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +17,24 @@ import jax.numpy as jnp
 from recjax import loops
 
 # P on a CPU, launch/bench/README.md has the times: as many as matmuls like, but so few that their
-# scores fit its cache. FEW are for few positions, where blocks without labels count most. Elsewhere
-# as many as make SCORES, but no fewer than LEAST; not measured there.
-MANY, MANY_FROM, FEW, WIDE, WIDE_FROM, LEAST = 400, 256, 64, 256, 8192, 128
+# scores fit its cache. Elsewhere as many as make SCORES, but no fewer than LEAST; not measured there.
+MANY, WIDE, WIDE_FROM, LEAST = 400, 256, 8192, 128
+FEW = 64  # so few positions are scored at once
+FIRST = 5 / 8  # of the positions of two blocks: more than have labels, where there is room for more
 SCORES = 2**25  # the most that a block has; larger catalogs go by blocks of items
 
 
-def block(positions, items, operand):
-  """Returns P for n positions, V items and a type that products read, or None.
+def block(positions, items):
+  """Returns P for n positions and V items, or None.
 
   That says that another way is as quick or has to be.
   """
   on_cpu = jax.default_backend() == "cpu"
-  if not on_cpu or items >= WIDE_FROM:
+  if on_cpu and items < WIDE_FROM:
+    found, worth = min(MANY, math.ceil(FIRST * positions)), positions > FEW
+  else:
     found = WIDE if on_cpu else max(SCORES // items, LEAST)
     worth = positions > 2 * found
-  elif positions > MANY_FROM:
-    found, worth = min(MANY, -(-positions // 2)), True
-  else:  # no other way has products of bfloat16
-    found, worth = FEW, positions > FEW and jnp.dtype(operand) == jnp.bfloat16
   return found if worth and found * items <= SCORES else None
 
 
@@ -88,22 +88,14 @@ cross_entropy.defvjp(_forward, _backward)
 
 def _blocks(x, table, bias, labels, weights, axis, block, operand, *, gradient):
   """Returns (total,) or (total, d x [>= n, W], d table [W, V], d bias [V] or None), float32."""
-  count = -(-len(x) // block)
-  block = -(-len(x) // count)  # as equal as can be
   last = jnp.max(jnp.where(weights != 0, jnp.arange(len(x)) + 1, 0))
-  fill = lambda a: jnp.pad(a, ((0, count * block - len(x)),) + ((0, 0),) * (a.ndim - 1))
-  x, labels, weights = map(fill, (x, labels, weights))
   items, width = jnp.arange(table.shape[axis]), x.shape[1]
   among = bias is not None and jax.default_backend() == "cpu"
   asks, answers = _with_bias(x, table, bias, axis, operand) if among else (x, table)
   asks, answers, table = (loops.narrow(a, operand) for a in (asks, answers, table))
-
   multiply = functools.partial(product, ordered=True)
 
-  def step(index, carry):
-    begin = index * block
-    here, label, weight = (jax.lax.dynamic_slice_in_dim(a, begin, block)
-                           for a in (asks, labels, weights))
+  def of_block(here, label, weight):
     scores = multiply("pw,wv->pv" if axis else "pw,vw->pv", here, answers)
     if bias is not None and not among:
       scores = scores + bias.astype(jnp.float32)
@@ -111,29 +103,63 @@ def _blocks(x, table, bias, labels, weights, axis, block, operand, *, gradient):
     powers = jnp.exp(scores - highest[:, None])
     norm = jnp.sum(powers, -1)
     picked = jnp.take_along_axis(scores, label[:, None], -1)[:, 0]
-    total = carry[0] + jnp.sum((highest + jnp.log(norm) - picked) * weight)
+    total = jnp.sum((highest + jnp.log(norm) - picked) * weight)
     if not gradient:
       return (total,)
-    _, d_x, d_table, d_bias = carry
     change = powers * (weight / norm)[:, None] - jnp.where(
       items == label[:, None], weight[:, None], 0)
-    if bias is not None and not among:
-      d_bias = d_bias + jnp.sum(change, 0)
+    d_bias = jnp.sum(change, 0) if bias is not None and not among else None
     change = loops.narrow(change, operand)
-    d_here = multiply("pv,wv->pw" if axis else "pv,vw->pw", change, table)
     # [W, V] whichever way the table lies: of the two ways to write it, the quicker one on a CPU.
-    return (total, jax.lax.dynamic_update_slice_in_dim(d_x, d_here, begin, 0),
-            d_table + multiply("wp,pv->wv", here.T, change), d_bias)
+    return (total, multiply("pv,wv->pw" if axis else "pv,vw->pw", change, table),
+            multiply("wp,pv->wv", here.T, change), d_bias)
 
-  start = (jnp.float32(0),)
-  if gradient:
-    start += (jnp.zeros(x.shape, jnp.float32), jnp.zeros((asks.shape[1], len(items)), jnp.float32),
-              None if bias is None or among else jnp.zeros(len(items), jnp.float32))
-  found = jax.lax.fori_loop(0, -(-last // block), step, start)
+  in_turn = _in_two if len(x) <= 2 * block else _in_a_loop
+  found = in_turn(of_block, (asks, labels, weights), block, last)
   if not gradient or not among:
     return found
   total, d_x, d_table, _ = found
   return total, d_x, d_table[:width], d_table[width]
+
+
+def _in_two(of_block, inputs, block, last):
+  """Returns the results of two blocks together, the second one as small as it may be.
+
+  They are added up where they are read, once, and not after each block.
+  """
+  found = []
+  for places in (slice(block), slice(block, None)):
+    here = [a[places] for a in inputs]
+    nothing = loops.zeros(of_block, *here)
+    found.append(jax.lax.cond(
+      (places.start or 0) < last, of_block, lambda *_, nothing=nothing: nothing, *here))
+  return _together(*found, lambda first, second: jnp.concatenate([first, second]))
+
+
+def _in_a_loop(of_block, inputs, block, last):
+  """Returns the results of equal blocks together."""
+  length = len(inputs[0])
+  count = -(-length // block)
+  block = -(-length // count)  # as equal as can be
+  inputs = [jnp.pad(a, ((0, count * block - length),) + ((0, 0),) * (a.ndim - 1)) for a in inputs]
+  here = lambda index: [jax.lax.dynamic_slice_in_dim(a, index * block, block) for a in inputs]
+
+  def step(index, carry):
+    return _together(carry, of_block(*here(index)), lambda all, part:
+                     jax.lax.dynamic_update_slice_in_dim(all, part, index * block, 0))
+
+  total, *rest = loops.zeros(of_block, *here(0))
+  if rest:
+    rest[0] = jnp.zeros((count * block, rest[0].shape[1]), rest[0].dtype)
+  return jax.lax.fori_loop(0, -(-last // block), step, (total, *rest))
+
+
+def _together(some, more, beside):
+  """Returns two results as one: d x, which is of other positions, by `beside`, others added."""
+  add = lambda a, b: jax.tree.map(jnp.add, a, b)
+  total, *rest = (beside(a, b) if index == 1 else add(a, b)
+                  for index, (a, b) in enumerate(zip(some, more, strict=True)))
+  return total, *rest
 
 
 def _with_bias(x, table, bias, axis, operand):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from recjax import catalog
+from recjax import loops
 from recjax import optim
 from recjax import partition
 from recjax import trees
@@ -132,7 +133,7 @@ def make_train_steps(*, apply_fn, objective, tx, sample, mesh, trainable, micro_
     def body(_, carry):
       state, sums = step(carry[0], resident)
       return state, jax.tree.map(jnp.add, carry[1], sums)
-    state, sums = jax.lax.fori_loop(0, count, body, (state, _zeros(step, state, resident)[1]))
+    state, sums = jax.lax.fori_loop(0, count, body, (state, loops.zeros(step, state, resident)[1]))
     return constrain(state), sums
 
   everywhere = partition.replicated(mesh)
@@ -187,7 +188,7 @@ def _accumulate(branches, params, inputs, rng, parts, mesh, specs=None):
       piece = jax.tree.map(lambda x: x[index, 0], pieces)
       found = fn(params, piece, jax.random.fold_in(rng, index * devices + first))
       return jax.tree.map(jnp.add, total, found)
-    total = _zeros(fns[0], params, jax.tree.map(lambda x: x[0, 0], pieces), rng)
+    total = loops.zeros(fns[0], params, jax.tree.map(lambda x: x[0, 0], pieces), rng)
     # A loop for each width, not a branch in one loop: XLA moves what does not depend on the part,
     # as weights that are converted, out of the former.
     begin = 0
@@ -199,7 +200,3 @@ def _accumulate(branches, params, inputs, rng, parts, mesh, specs=None):
 
   return partition.over_devices(share, mesh, split=(None, 1, 1, None), params=specs)(
     params, jax.tree.map(cut, inputs), cut(length).max(2), rng)
-
-
-def _zeros(fn, *args):
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, *args))

@@ -150,13 +150,13 @@ def test_no_array_of_a_gradient_holds_positions_times_items(name, variant):
 
 def _in_passes(monkeypatch, block):
   """Has `cross_entropy` go over `block` positions at a time."""
-  monkeypatch.setattr(softmax, "MANY_FROM", 0)
+  monkeypatch.setattr(softmax, "FEW", 0)
   monkeypatch.setattr(softmax, "MANY", block)
   monkeypatch.setattr(catalog.Scores, "against_all", lambda *_: pytest.fail("by blocks of items"))
 
 
 @pytest.mark.parametrize("axis,with_bias,count", [(0, True, V), (1, True, V), (0, False, 150)])
-@pytest.mark.parametrize("block", [2, 3])  # 10 positions: five blocks, or four, the last one of 1
+@pytest.mark.parametrize("block", [2, 3, 6])  # 10 positions: five blocks, four of 3 or less, two
 def test_one_pass_gives_the_loss_and_gradients_of_the_plain_softmax(axis, with_bias, count, block,
                                                                     monkeypatch):
   _in_passes(monkeypatch, block)
@@ -178,11 +178,12 @@ def test_one_pass_gives_the_loss_and_gradients_of_the_plain_softmax(axis, with_b
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_positions_behind_the_last_label_are_not_scored(monkeypatch):
-  _in_passes(monkeypatch, 2)
+@pytest.mark.parametrize("block,visited", [(2, 4), (5, 5)])
+def test_positions_behind_the_last_label_are_not_scored(block, visited, monkeypatch):
+  _in_passes(monkeypatch, block)
   x, table, bias, labels = _inputs(0)
-  weights = jnp.zeros((S, C)).at[0, :3].set(1)  # two blocks of five have labels
-  spoiled = x.at[0, 4:].set(jnp.nan).at[1].set(jnp.nan)  # NaN weighed by 0 would be NaN
+  weights = jnp.zeros((S, C)).at[0, :3].set(1)  # two blocks of five have labels, or one of two
+  spoiled = jnp.where(jnp.arange(S * C).reshape(S, C, 1) < visited, x, jnp.nan)  # 0 x NaN is NaN
   loss = lambda x: catalog.Scores(x, table, bias, 0, V).cross_entropy(labels, weights)
   (got, grad), (want, wanted) = (jax.jit(jax.value_and_grad(loss))(y) for y in (spoiled, x))
   assert got == want > 0
@@ -228,14 +229,12 @@ def test_one_pass_in_bfloat16_sums_in_float32(axis, monkeypatch):
 def test_which_way_is_taken_depends_on_sizes(monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(jax, "default_backend", lambda: "gpu")
-    assert softmax.block(10**6, 2**11, jnp.float32) == softmax.SCORES // 2**11
+    assert softmax.block(10**6, 2**11) == softmax.SCORES // 2**11
   monkeypatch.setattr(softmax, "SCORES", softmax.WIDE * 20000)
-  assert softmax.block(10**4, 20000, jnp.float32) == softmax.WIDE
-  assert softmax.block(10**4, 20001, jnp.float32) is None
-  for positions, found, of_bfloat16 in ((64, None, None), (65, None, 64), (256, None, 64),
-                                        (257, 129, 129), (800, 400, 400), (10**4, 400, 400)):
-    assert softmax.block(positions, 100, jnp.float32) == found
-    assert softmax.block(positions, 100, jnp.bfloat16) == of_bfloat16
+  assert softmax.block(10**4, 20000) == softmax.WIDE
+  assert softmax.block(10**4, 20001) is None
+  for positions, found in ((64, None), (65, 41), (224, 140), (640, 400), (10**4, 400)):
+    assert softmax.block(positions, 100) == found
 
 
 # Chosen ids.

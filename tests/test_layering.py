@@ -11,7 +11,7 @@ everything but `train`), and every module has a row: the most exact one that fit
     record                              errors clock
     cli                                 errors
     state                               errors trees
-    step                                errors trees state optim partition catalog
+    step                                errors trees state optim partition catalog loops
     sparse                              errors trees step
     transfer task_trees                 errors trees
     partition                           errors trees collective memory
@@ -84,7 +84,7 @@ MAY_IMPORT = {
   "record": {"errors", "clock"},
   "plots": {"errors", "slices", "tables", "trade_offs", "evaluators.metrics"},
   "state": {"errors", "trees"},
-  "step": {"errors", "trees", "state", "optim", "partition", "catalog"},
+  "step": {"errors", "trees", "state", "optim", "partition", "catalog", "loops"},
   "sparse": {"errors", "trees", "step"},
   **dict.fromkeys(("transfer", "task_trees"), {"errors", "trees"}),
   "digests": {"trees"},
