@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from recjax import loops
 
 # P on a CPU, launch/bench/README.md has the times: as many as matmuls like, but so few that their
-# scores fit its cache. Elsewhere as many as make SCORES, but no fewer than LEAST; not measured there.
-MANY, WIDE, WIDE_FROM, LEAST = 400, 256, 8192, 128
-FEW = 64  # so few positions are scored at once
+# scores fit its cache. Elsewhere as many as make SCORES; not measured there.
+MANY, LEAST, FEW = 400, 128, 64
+CACHED = 2**22  # scores; of larger catalogs LEAST positions have more, and are quicker still
 FIRST = 5 / 8  # of the positions of two blocks: more than have labels, where there is room for more
-SCORES = 2**25  # the most that a block has; larger catalogs go by blocks of items
+SCORES = 2**25  # the most that a block has; still larger catalogs go by blocks of items
 
 
 def block(positions, items):
@@ -29,13 +29,12 @@ def block(positions, items):
 
   That says that another way is as quick or has to be.
   """
-  on_cpu = jax.default_backend() == "cpu"
-  if on_cpu and items < WIDE_FROM:
-    found, worth = min(MANY, math.ceil(FIRST * positions)), positions > FEW
-  else:
-    found = WIDE if on_cpu else max(SCORES // items, LEAST)
-    worth = positions > 2 * found
-  return found if worth and found * items <= SCORES else None
+  most = SCORES // items
+  if jax.default_backend() != "cpu":
+    return most if LEAST <= most and positions > 2 * most else None
+  if positions <= FEW or most < FEW:
+    return None
+  return min(MANY, most, max(LEAST, CACHED // items), math.ceil(FIRST * positions))
 
 
 def product(form, *operands, ordered=False):

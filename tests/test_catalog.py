@@ -229,12 +229,14 @@ def test_one_pass_in_bfloat16_sums_in_float32(axis, monkeypatch):
 def test_which_way_is_taken_depends_on_sizes(monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(jax, "default_backend", lambda: "gpu")
-    assert softmax.block(10**6, 2**11) == softmax.SCORES // 2**11
-  monkeypatch.setattr(softmax, "SCORES", softmax.WIDE * 20000)
-  assert softmax.block(10**4, 20000) == softmax.WIDE
-  assert softmax.block(10**4, 20001) is None
+    most = softmax.SCORES // 2**11
+    assert softmax.block(2 * most + 1, 2**11) == most and softmax.block(2 * most, 2**11) is None
+    assert softmax.block(10**6, softmax.SCORES // 100) is None
   for positions, found in ((64, None), (65, 41), (224, 140), (640, 400), (10**4, 400)):
     assert softmax.block(positions, 100) == found
+  # Many items: what fits the cache, then 128 all the same, then what fits memory.
+  for items, found in ((2**14, 256), (2**17, 128), (2**19, 64), (2**19 + 1, None)):
+    assert softmax.block(10**4, items) == found
 
 
 # Chosen ids.

@@ -246,7 +246,8 @@ def test_any_number_of_devices_agrees(devices, cuts):
 
 def test_the_softmax_in_one_pass_is_the_same_step_on_any_number_of_devices(monkeypatch):
   plain, _ = _train(3, rate=0.3, micro_batches=2)
-  monkeypatch.setattr(softmax, "NARROW", 2)
+  monkeypatch.setattr(softmax, "FEW", 0)
+  monkeypatch.setattr(softmax, "MANY", 2)
   monkeypatch.setattr(catalog.Scores, "against_all", lambda *_: pytest.fail("at once"))
   for devices in (1, 2):  # `eps` does nothing here but ask for another program
     found, _ = _train(3, rate=0.3, micro_batches=2 // devices, devices=devices, eps=1e-7)
