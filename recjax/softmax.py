@@ -19,9 +19,9 @@ from recjax import loops
 # P on a CPU, launch/bench/README.md has the times: as many as matmuls like, but so few that their
 # scores fit its cache. Elsewhere as many as make SCORES; not measured there.
 MANY, LEAST, FEW = 400, 128, 64
-CACHED = 2**22  # scores; of larger catalogs LEAST positions have more, and are quicker still
+CACHED = 2**22  # scores; where LEAST positions have more they are still no slower, up to 2^24
 FIRST = 5 / 8  # of the positions of two blocks: more than have labels, where there is room for more
-SCORES = 2**25  # the most that a block has; still larger catalogs go by blocks of items
+SCORES = 2**25  # the most that a block has elsewhere; still larger catalogs go by blocks of items
 
 
 def block(positions, items):
@@ -32,9 +32,9 @@ def block(positions, items):
   most = SCORES // items
   if jax.default_backend() != "cpu":
     return most if LEAST <= most and positions > 2 * most else None
-  if positions <= FEW or most < FEW:
+  if positions <= FEW or most < 2 * LEAST:
     return None
-  return min(MANY, most, max(LEAST, CACHED // items), math.ceil(FIRST * positions))
+  return min(MANY, max(LEAST, CACHED // items), math.ceil(FIRST * positions))
 
 
 def product(form, *operands, ordered=False):
