@@ -144,8 +144,8 @@ def _in_a_loop(of_block, inputs, block, last):
   here = lambda index: [jax.lax.dynamic_slice_in_dim(a, index * block, block) for a in inputs]
 
   def step(index, carry):
-    return _together(carry, of_block(*here(index)), lambda all, part:
-                     jax.lax.dynamic_update_slice_in_dim(all, part, index * block, 0))
+    return _together(carry, of_block(*here(index)), lambda whole, part:
+                     jax.lax.dynamic_update_slice_in_dim(whole, part, index * block, 0))
 
   total, *rest = loops.zeros(of_block, *here(0))
   if rest:
