@@ -21,7 +21,7 @@ from recjax import loops
 MANY, LEAST, FEW = 400, 128, 64
 CACHED = 2**22  # scores; where LEAST positions have more they are still no slower, up to 2^24
 FIRST = 5 / 8  # of the positions of two blocks: more than have labels, where there is room for more
-SCORES = 2**25  # the most that a block has elsewhere; still larger catalogs go by blocks of items
+SCORES = 2**25  # the most that a block has, half of it on a CPU; else by blocks of items
 
 
 def block(positions, items):
@@ -65,11 +65,12 @@ def cross_entropy(x, table, bias, labels, weights, axis, block, operand):
     block: P.
     operand: type that products read.
   """
-  return _blocks(x, table, bias, labels, weights, axis, block, operand, gradient=False)[0]
+  (total,), _ = _blocks(x, table, bias, labels, weights, axis, block, operand, gradient=False)
+  return total
 
 
 def _forward(x, table, bias, labels, weights, axis, block, operand):
-  total, d_x, d_table, d_bias = _blocks(
+  (total, d_table, d_bias), d_x = _blocks(
     x, table, bias, labels, weights, axis, block, operand, gradient=True)
   d_table = d_table if axis else d_table.T
   return total, (d_x[:len(x)].astype(x.dtype), d_table.astype(table.dtype),
@@ -86,7 +87,10 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 def _blocks(x, table, bias, labels, weights, axis, block, operand, *, gradient):
-  """Returns (total,) or (total, d x [>= n, W], d table [W, V], d bias [V] or None), float32."""
+  """Returns ((total, d table [W, V], d bias [V] or None), d x [>= n, W]), float32.
+
+  Without `gradient`, ((total,), None).
+  """
   last = jnp.max(jnp.where(weights != 0, jnp.arange(len(x)) + 1, 0))
   items, width = jnp.arange(table.shape[axis]), x.shape[1]
   among = bias is not None and jax.default_backend() == "cpu"
@@ -104,61 +108,53 @@ def _blocks(x, table, bias, labels, weights, axis, block, operand, *, gradient):
     picked = jnp.take_along_axis(scores, label[:, None], -1)[:, 0]
     total = jnp.sum((highest + jnp.log(norm) - picked) * weight)
     if not gradient:
-      return (total,)
+      return (total,), None
     change = powers * (weight / norm)[:, None] - jnp.where(
       items == label[:, None], weight[:, None], 0)
     d_bias = jnp.sum(change, 0) if bias is not None and not among else None
     change = loops.narrow(change, operand)
     # [W, V] whichever way the table lies: of the two ways to write it, the quicker one on a CPU.
-    return (total, multiply("pv,wv->pw" if axis else "pv,vw->pw", change, table),
-            multiply("wp,pv->wv", here.T, change), d_bias)
+    d_table = multiply("wp,pv->wv", here.T, change)
+    return (total, d_table, d_bias), multiply("pv,wv->pw" if axis else "pv,vw->pw", change, table)
 
   in_turn = _in_two if len(x) <= 2 * block else _in_a_loop
-  found = in_turn(of_block, (asks, labels, weights), block, last)
-  if not gradient or not among:
-    return found
-  total, d_x, d_table, _ = found
-  return total, d_x, d_table[:width], d_table[width]
+  sums, d_x = in_turn(of_block, (asks, labels, weights), block, last)
+  if gradient and among:
+    total, d_table, _ = sums
+    sums = total, d_table[:width], d_table[width]
+  return sums, d_x
 
 
 def _in_two(of_block, inputs, block, last):
-  """Returns the results of two blocks together, the second one as small as it may be.
+  """Returns (sums, d x) of two blocks, `of_block` being what gives them of one.
 
-  They are added up where they are read, once, and not after each block.
+  The sums are added up where they are read, once, and not after each block.
   """
-  found = []
-  for places in (slice(block), slice(block, None)):
-    here = [a[places] for a in inputs]
-    nothing = loops.zeros(of_block, *here)
-    found.append(jax.lax.cond(
-      (places.start or 0) < last, of_block, lambda *_, nothing=nothing: nothing, *here))
-  return _together(*found, lambda first, second: jnp.concatenate([first, second]))
+  nothing = lambda *here: loops.zeros(of_block, *here)
+  (first, d_first), (second, d_second) = (
+    jax.lax.cond(begin < last, of_block, nothing, *(a[begin:end] for a in inputs))
+    for begin, end in ((0, block), (block, None)))
+  return (jax.tree.map(jnp.add, first, second),
+          jax.tree.map(lambda *parts: jnp.concatenate(parts), d_first, d_second))
 
 
 def _in_a_loop(of_block, inputs, block, last):
-  """Returns the results of equal blocks together."""
+  """Returns (sums, d x) of as many equal blocks as there are, of at most `block` positions."""
   length = len(inputs[0])
   count = -(-length // block)
-  block = -(-length // count)  # as equal as can be
+  block = -(-length // count)
   inputs = [jnp.pad(a, ((0, count * block - length),) + ((0, 0),) * (a.ndim - 1)) for a in inputs]
   here = lambda index: [jax.lax.dynamic_slice_in_dim(a, index * block, block) for a in inputs]
 
   def step(index, carry):
-    return _together(carry, of_block(*here(index)), lambda whole, part:
-                     jax.lax.dynamic_update_slice_in_dim(whole, part, index * block, 0))
+    sums, d_x = carry
+    more, d_here = of_block(*here(index))
+    put = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, index * block, 0)
+    return jax.tree.map(jnp.add, sums, more), jax.tree.map(put, d_x, d_here)
 
-  total, *rest = loops.zeros(of_block, *here(0))
-  if rest:
-    rest[0] = jnp.zeros((count * block, rest[0].shape[1]), rest[0].dtype)
-  return jax.lax.fori_loop(0, -(-last // block), step, (total, *rest))
-
-
-def _together(some, more, beside):
-  """Returns two results as one: d x, which is of other positions, by `beside`, others added."""
-  add = lambda a, b: jax.tree.map(jnp.add, a, b)
-  total, *rest = (beside(a, b) if index == 1 else add(a, b)
-                  for index, (a, b) in enumerate(zip(some, more, strict=True)))
-  return total, *rest
+  sums, d_here = loops.zeros(of_block, *here(0))
+  d_x = jax.tree.map(lambda part: jnp.zeros((count * block, part.shape[1]), part.dtype), d_here)
+  return jax.lax.fori_loop(0, -(-last // block), step, (sums, d_x))
 
 
 def _with_bias(x, table, bias, axis, operand):
