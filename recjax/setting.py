@@ -87,6 +87,7 @@ class Setting:
     filled = self._filled(micro)
     rows = None if apply_fn else sparse.make(config.optim.sparse_rows, model=exp.model,
                                              tables=exp.tables, objective=exp.objective)
+    experiment.forget_start()  # a run needs the most memory when this is compiled
     return step_lib.make_train_steps(
       apply_fn=apply_fn or exp.apply_fn, objective=exp.objective, tx=tx, sample=feed.sample,
       mesh=exp.mesh, trainable=trainable, micro_batches=size // micro, rooms=rooms, filled=filled,

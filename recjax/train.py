@@ -173,8 +173,7 @@ def run(config, workdir, setting, clock):
                                        task=task)
   progress = Progress()
   origin = {"rows": exp.rows(task and task.leaves), "data": exp.data.identity()}
-  stored_config = results.plain(config)
-  found = None
+  stored_config, found = results.plain(config), None
   if resuming:
     frozen = task and trees.flatten(exp.place(params))
     found = checkpoints.restore_latest(exp.abstract_state(params, tx, config.seed), **origin,
@@ -190,7 +189,8 @@ def run(config, workdir, setting, clock):
   progress.follow(step, setting.feed.order)
   recorder = record.Recorder(workdir, start_step=step, total_steps=total_steps,
                              active=partition.is_first(), tensorboard=config.log.tensorboard)
-  shapes = exp.params_shapes() if exp.split else params
+  shapes = exp.params_shapes() if exp.split else jax.eval_shape(lambda x: x, params)
+  del params  # the state has its own
   announce(recorder, exp, shapes, trainable, crossing, step)
 
   with clock.measure("compile"):

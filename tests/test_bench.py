@@ -165,7 +165,7 @@ def test_contestants_take_turns_and_one_that_fails_is_named(tmp_path):
   path = tmp_path / "turns"
   commands = {"a": command(path, "--task=bert4rec"), "b": command(path, "--task=caser"),
               "c": command(path, "--fail=1")}
-  results, failed = processes.take_turns(commands, rounds=2, steps=1, warmup=1)
+  results, failed = processes.take_turns(commands, rounds=2, seconds=0, warmup=1)
   assert path.read_text().split() == ["bert4rec", "caser", "bert4rec", "caser", "caser", "bert4rec"]
   assert failed == {"c": "no such thing here"} and sorted(results) == ["a", "b"]
   for result in results.values():
@@ -175,6 +175,13 @@ def test_contestants_take_turns_and_one_that_fails_is_named(tmp_path):
     assert result["peak_memory_gb"] > 0 and result["precision"] == "float32"
   wall, _ = processes.ratios(results, base="a")["b"]
   assert wall == results["a"]["users_per_s"] / results["b"]["users_per_s"]
+
+
+def test_a_turn_of_short_steps_has_several(tmp_path):
+  commands = {"a": command(tmp_path / "turns")}
+  results, _ = processes.take_turns(commands, rounds=1, seconds=0.1)
+  rows = results["a"]["rows"]
+  assert 2 <= len(rows) <= 10 and results["a"]["steps_taken"] == len(rows) + 1
 
 
 def test_by_itself_a_contestant_prints_one_line_without_its_warmup(tmp_path):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny
 
-from recjax import checkpoint, errors, evaluate, experiment, optim, results, train, trees
-from recjax import state as state_lib
+from recjax import checkpoint, clock, errors, evaluate, experiment, optim, results, train, trees
+from recjax import setting as setting_lib
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -23,17 +23,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 def _initial(monkeypatch, tmp_path, name, **fields):
   """Returns {leaf: array} of the parameters that the optimizer first sees."""
   seen = []
-  original = state_lib.create
+  original = experiment.Experiment.create_state
   class Seen(BaseException):
     pass
-  def create(params, tx, seed):
-    state = original(params, tx, seed)
-    seen.append(state)
+  def create_state(*args):
+    seen.append(original(*args))
     raise Seen
-  monkeypatch.setattr(state_lib, "create", create)
+  monkeypatch.setattr(experiment.Experiment, "create_state", create_state)
   with pytest.raises(Seen):
     train.train_and_evaluate(tiny.config(**fields), tmp_path / name)
-  monkeypatch.setattr(state_lib, "create", original)
+  monkeypatch.setattr(experiment.Experiment, "create_state", original)
   state = seen[0]
   # Optimizer state never crosses: all its slots start at zero.
   assert all(not np.any(np.asarray(x)) for x in jax.tree.leaves(state.opt_state))
@@ -159,6 +158,17 @@ MISTAKES = {
   "data": ({"dataset": "nothing"}, "no prepared data set 'nothing'"),
   "devices": ({"num_devices": 64}, "64 devices"),
 }
+
+
+def test_a_run_holds_its_parameters_once(tmp_path):
+  config = tiny.config(**{"model.item_width": 9, "model.user_width": 0, "model.fields": (),
+                          "model.heads": 3, "num_devices": 1, "optim.name": "adam"})
+  setting = setting_lib.set_up(experiment.build(config))
+  story = train.run(config, tmp_path / "run", setting, clock.Clock())
+  table = next(story).state.params["embed"]["item"]["embedding"]
+  held = [x for x in jax.live_arrays() if x.shape == table.shape]
+  assert len(held) == 3  # and Adam's two slots of it
+  story.close()
 
 
 @pytest.mark.parametrize("name", MISTAKES)

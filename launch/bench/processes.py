@@ -9,11 +9,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 from launch.bench import serving
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PAUSE_S = 60  # other jobs stand still no longer than this
+TURN_S = 2  # a turn takes no less
 
 
 class Failed(Exception):
@@ -109,7 +111,7 @@ def paused(pids):
         os.kill(pid, signal.SIGCONT)
 
 
-def take_turns(commands, *, rounds, steps=1, warmup=1, pids=(), say=lambda text: None):
+def take_turns(commands, *, rounds, seconds=TURN_S, warmup=1, pids=(), say=lambda text: None):
   """Returns ({name: result}, {name: why there is none}).
 
   Rounds go A B C, then C B A, and so on: whatever disturbs the machine disturbs all alike.
@@ -117,7 +119,8 @@ def take_turns(commands, *, rounds, steps=1, warmup=1, pids=(), say=lambda text:
   Args:
     commands: {name: command}.
     rounds: how often each has its turn.
-    steps: of a turn.
+    seconds: of a turn, which is one step where that takes longer. The first step of a turn finds
+      caches that others have filled, and so weighs more the shorter steps are.
     warmup: steps that do not count, the first of which compiles.
     pids: processes that stand still meanwhile, see `paused`.
     say: told what goes on.
@@ -132,7 +135,7 @@ def take_turns(commands, *, rounds, steps=1, warmup=1, pids=(), say=lambda text:
       order = list(running)
       for name in order[::-1] if number % 2 else order:
         with paused(pids):
-          _turn(running, failed, name, steps, count=True)
+          _turn(running, failed, name, 1, count=True, seconds=seconds)
       say(f"round {number + 1} of {rounds}: " + ", ".join(
         f"{name} {running[name].rows[-1]['wall_s']:.2f} s" for name in running))
     return {name: process.result() for name, process in running.items()}, failed
@@ -141,9 +144,12 @@ def take_turns(commands, *, rounds, steps=1, warmup=1, pids=(), say=lambda text:
       process.close()
 
 
-def _turn(running, failed, name, steps, *, count):
+def _turn(running, failed, name, steps, *, count, seconds=0):
+  process, begin = running[name], time.perf_counter()
   try:
-    running[name].take(steps, count=count)
+    process.take(steps, count=count)
+    while time.perf_counter() - begin < seconds:
+      process.take(1, count=count)
   except Failed as error:
     failed[name] = str(error)
     running.pop(name).close()

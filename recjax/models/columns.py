@@ -46,9 +46,11 @@ def encode(params, x, keep, positions, *, settings, rng=None):
   scored = _Scored(positions, rows, length)
   narrow = room * 2 < rows // runs * length  # else restricting costs more than it saves
   x = column_layers.turned(x.astype(jnp.float32).reshape(-1, width))
+  drawn = rng if rng is None else jax.random.bits(rng, (total, SITES, 2), jnp.uint32)
   for index in range(total):
-    seeds = [None] * SITES if rng is None else jax.random.bits(
-      jax.random.fold_in(rng, index), (SITES, 2), jnp.uint32)
+    # Apart, so that loops of all blocks read the same shape, and are compiled once.
+    seeds = [None] * SITES if rng is None else loops.apart(
+      functools.partial(jax.lax.index_in_dim, index=index, keepdims=False), drawn)
     last = narrow and index == total - 1
     apply = functools.partial(_block, keep=keep, scored=scored if last else None, operand=operand,
                               causal=settings["causal"], **{k: v for k, v in block.items()

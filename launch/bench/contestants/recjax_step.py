@@ -6,7 +6,6 @@ import numpy as np
 from launch.bench import serving, settings
 from recjax import experiment, partition
 from recjax import setting as setting_lib
-from recjax import state as state_lib
 
 AT_ONCE = {"caser": 20}  # steps of a millisecond are timed together
 
@@ -37,8 +36,8 @@ def make(config):
   params = setting.init_params(config.seed)
   tx, _, trainable = setting.make_optimizer(config, params)
   steps = setting.make_steps(tx, trainable)
-  everywhere = partition.replicated(setting.exp.mesh)
-  state = partition.put_state(state_lib.create(params, tx, config.seed), everywhere)
+  state = setting.exp.create_state(params, tx, config.seed)
+  del params  # the state has its own
   resident, _ = setting.feed.at(0)
   compiled = partition.compile_steps(steps.lower(state, resident, np.int32(1)))
 
