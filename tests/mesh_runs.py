@@ -22,7 +22,7 @@ UNTIED = {"model.output": "untied"}
 def config(data, model, **fields):
   """Returns the config of a run on a mesh of data x model devices."""
   import tiny
-  made = tiny.config(num_devices=data * model, model_devices=model, batch_size=8, micro_batch=2,
+  made = tiny.config(num_devices=data * model, model_devices=model, batch_size=16, micro_batch=2,
                      **{k: v for k, v in SOFTMAX.items() if k != "model.output"})
   with made.unlocked():
     made.model.output = "tied"
