@@ -139,6 +139,17 @@ def test_transfer_reads_nothing_else(tmp_path):
       tmp_path / f"{mode}_run")
 
 
+def test_a_run_holds_its_parameters_once(tmp_path):
+  config = tiny.config(**{"model.item_width": 9, "model.user_width": 0, "model.fields": (),
+                          "model.heads": 3, "num_devices": 1, "optim.name": "adam"})
+  setting = setting_lib.set_up(experiment.build(config))
+  story = train.run(config, tmp_path / "run", setting, clock.Clock())
+  table = next(story).state.params["embed"]["item"]["embedding"]
+  held = [x for x in jax.live_arrays() if x.shape == table.shape]
+  assert len(held) == 3  # and Adam's two slots of it
+  story.close()
+
+
 MISTAKES = {
   "mode": ({"transfer.mode": "modle"}, "transfer.mode is 'modle'"),
   "no source": ({"transfer.checkpoint": "", "transfer.mode": "model"}, "needs transfer.checkpoint"),
@@ -158,17 +169,6 @@ MISTAKES = {
   "data": ({"dataset": "nothing"}, "no prepared data set 'nothing'"),
   "devices": ({"num_devices": 64}, "64 devices"),
 }
-
-
-def test_a_run_holds_its_parameters_once(tmp_path):
-  config = tiny.config(**{"model.item_width": 9, "model.user_width": 0, "model.fields": (),
-                          "model.heads": 3, "num_devices": 1, "optim.name": "adam"})
-  setting = setting_lib.set_up(experiment.build(config))
-  story = train.run(config, tmp_path / "run", setting, clock.Clock())
-  table = next(story).state.params["embed"]["item"]["embedding"]
-  held = [x for x in jax.live_arrays() if x.shape == table.shape]
-  assert len(held) == 3  # and Adam's two slots of it
-  story.close()
 
 
 @pytest.mark.parametrize("name", MISTAKES)
