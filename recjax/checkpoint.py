@@ -125,7 +125,7 @@ class Checkpoints:
       rows: {vocabulary: Rows} of the data now, which must be those that were saved.
       data: identity of the data set now, likewise.
       report: called with a line for every damaged checkpoint.
-      frozen: {leaf name: array} of the parameters that a task's checkpoints do not hold.
+      frozen: parameters of which a task's checkpoints, which do not hold all, keep the others.
 
     Raises:
       UserError: a sound checkpoint is of another model, another backbone or of other data.
@@ -185,7 +185,7 @@ class Checkpoints:
     found = _read_trees(self._manager, step, want, meta, self._split)
     rng = jax.random.wrap_key_data(found["rng"]["key"])
     step_array = jax.device_put(np.asarray(meta["step"], np.int32), abstract.step.sharding)
-    params = trees.join(found["params"], frozen)
+    params = trees.join(frozen, trees.flatten(found["params"]))
     state = abstract.replace(step=step_array, params=params, opt_state=found["opt_state"], rng=rng)
     return state, meta["host"]
 

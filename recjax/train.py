@@ -175,9 +175,8 @@ def run(config, workdir, setting, clock):
   origin = {"rows": exp.rows(task and task.leaves), "data": exp.data.identity()}
   stored_config, found = results.plain(config), None
   if resuming:
-    frozen = task and trees.flatten(exp.place(params))
     found = checkpoints.restore_latest(exp.abstract_state(params, tx, config.seed), **origin,
-                                       report=record.warn, frozen=frozen)
+                                       report=record.warn, frozen=task and exp.place(params))
     if found is None and config.transfer.checkpoint:  # All damaged: start as the first time.
       params, crossing = transfer_from(config.transfer, params, exp, trainable)
   if found is None:

@@ -84,7 +84,6 @@ def test_a_task_is_evaluated_as_it_was_and_on_no_other_backbone(tmp_path):
     evaluate.evaluate(workdir, backbone=str(_backbone(1)))
 
 
-@pytest.mark.slow
 def test_a_task_resumes_with_the_same_bits_and_on_no_other_backbone(tmp_path, monkeypatch):
   reference, _ = _finished()
   workdir = tmp_path / "task"
