@@ -1,11 +1,13 @@
-"""What a process does with memory that it has freed: keep that of a step, for the next one."""
+"""The memory of a process: how much it took, and that what it has freed stays for the next step."""
 
 import ctypes
 import os
+import pathlib
 import sys
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # of <malloc.h>
 HEAP = 64 << 20  # bytes, of the pieces that a thread's arena grows by
+STATUS = pathlib.Path("/proc/self/status")  # of Linux
 OWN = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")  # environment variables of who chooses himself
 
 
@@ -36,6 +38,19 @@ def give_back():
   library = _glibc()
   if library is not None:
     library.malloc_trim(ctypes.c_size_t(0))
+
+
+def peak_gib():
+  """Returns the most memory that this program has had resident, in GiB.
+
+  What getrusage says is, on Linux, at least that of the program that started this one.
+  """
+  if STATUS.exists():
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 2**20
+  import resource  # Unix only, and not needed where the above is there.
+  unit = 1 if sys.platform == "darwin" else 1024  # bytes
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _glibc():

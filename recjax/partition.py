@@ -275,8 +275,7 @@ def peak_memory_gb():
   peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
   if peaks:
     return max(peaks) / 2**30
-  import resource  # Unix only, like every platform jax trains on; not needed at import.
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  return memory.peak_gib()
 
 
 def compile_steps(lowered):

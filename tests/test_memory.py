@@ -1,4 +1,4 @@
-"""Freed memory is kept, or given back, unless somebody else has chosen what malloc does."""
+"""Freed memory is kept, or given back, unless somebody else has chosen; and how much there was."""
 
 import os
 import subprocess
@@ -40,6 +40,19 @@ memory.give_back()
 print(after - before, held() - before)
 """
 
+# Tells the most MB that it had, those of a process that it then starts, and its own with 128 more.
+PEAKS = """
+import subprocess, sys
+from recjax import memory
+peak = lambda: int(1024 * memory.peak_gib())
+if sys.argv[1:]:
+  print(peak())
+else:
+  first, kept = peak(), bytearray(128 << 20)
+  started = subprocess.check_output([sys.executable, "-c", sys.orig_argv[2], "child"], text=True)
+  print(first, started, peak())
+"""
+
 
 def _run(script=FAULTS, **environment):
   inherited = {name: value for name, value in os.environ.items()
@@ -58,3 +71,8 @@ def test_freed_memory_is_used_again_without_the_kernel_until_it_is_given_back():
   assert max(map(int, faults)) < 100 and min(map(int, more)) > 1000
   stays, given_back = _run(STAYS)
   assert int(stays) > 60 and int(given_back) < 10
+
+
+def test_a_peak_is_that_of_a_program_alone():
+  first, started, last = map(int, _run(PEAKS))
+  assert 128 <= last - first < 140 and 0 < started < first + 10

@@ -361,13 +361,12 @@ def test_legacy_switches(tmp_path):
 # Memory. A process of its own generates the file, another prepares it and tells its peak.
 
 MEASURE = """
-import resource, sys
-from recjax import spec
+import sys
+from recjax import memory, spec
 from recjax.data import prepare
 config = spec.load_config(sys.argv[1])
 manifests = prepare.prepare(config, raw_dir=sys.argv[2], data_dir=sys.argv[3])
-peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(manifests["table"]["interactions"], peak_kb // 1024)
+print(manifests["table"]["interactions"], int(memory.peak_gib() * 1024))
 """
 GENERATE = """
 import sys

@@ -19,7 +19,6 @@ machine too; and the peak memory of the process.
 
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -75,7 +74,7 @@ def measure(case, items):
 
   from configs import common
   from launch.bench.contestants import recjax_step
-  from recjax import catalog, softmax
+  from recjax import catalog, memory, softmax
 
   if case == "dense":
     catalog.WHOLE, softmax.SCORES = 2**62, 0  # never in blocks
@@ -99,8 +98,7 @@ def measure(case, items):
     taken.append((time.monotonic() - start[0], time.process_time() - start[1]))
   assert np.isfinite(sums["loss"])
   wall_s, cores_s = map(min, zip(*taken, strict=True))
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-  return {"step_ms": 1000 * wall_s, "cores_ms": 1000 * cores_s, "peak_gib": peak}
+  return {"step_ms": 1000 * wall_s, "cores_ms": 1000 * cores_s, "peak_gib": memory.peak_gib()}
 
 
 def generate(folder, items):

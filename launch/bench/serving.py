@@ -9,12 +9,12 @@ that contestants that are ready, and compiled, can take turns.
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import time
 
 from launch.bench import workload
+from recjax import memory
 
 
 def parse(description, arguments=None, **extra):
@@ -76,7 +76,7 @@ class Session:
     if self._left is None:
       return False
     self._left -= 1
-    self._cores, self._started = _cores_s(), time.perf_counter()
+    self._cores, self._started = time.process_time(), time.perf_counter()
     return True
 
   def took(self, *, loss, users, tokens, step_s=None, steps=1):
@@ -89,7 +89,7 @@ class Session:
       step_s: seconds of the optimizer step alone, where making the batch can be told from it.
       steps: how many optimizer steps these numbers are the sum of.
     """
-    wall_s, cores_s = time.perf_counter() - self._started, _cores_s() - self._cores
+    wall_s, cores_s = time.perf_counter() - self._started, time.process_time() - self._cores
     self._losses.append(float(loss))
     self._rows.append(dict(wall_s=wall_s, cores_s=cores_s, users=int(users), tokens=int(tokens),
                            step_s=wall_s if step_s is None else step_s, steps=steps))
@@ -105,9 +105,5 @@ def summary(rows, losses):
   return {"users_per_s": per("users", "step_s"), "tokens_per_s": per("tokens", "step_s"),
           "users_per_s_with_data": per("users", "wall_s"),
           "users_per_core_s": per("users", "cores_s"),
-          "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+          "peak_memory_gb": memory.peak_gib(),
           "first_loss": losses[0], "last_loss": losses[-1], "steps_taken": len(losses)}
-
-
-def _cores_s():
-  return sum(resource.getrusage(resource.RUSAGE_SELF)[:2])  # user and system, all threads

@@ -10,7 +10,6 @@ memory, and `growth_mb` how much of it came after it had started jax and opened 
 
 import itertools
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -43,18 +42,17 @@ def main(_):
 def measure(data_dir, held):
   """Returns "users_per_s | users_per_core_s | growth_mb | peak_mb" of one epoch."""
   import grain  # noqa: F401  What it takes itself is no growth.
+  from recjax import memory
   from recjax.data import sequences, streams
 
-  usage = lambda: resource.getrusage(resource.RUSAGE_SELF)
-  peak_mb = lambda: usage().ru_maxrss / 1024
-  cores_s = lambda: usage().ru_utime + usage().ru_stime
+  peak_mb = lambda: memory.peak_gib() * 1024
   stream = streams.Stream(sequences.load(data_dir, "table"), batch_size=256, longest=50,
                           window="last", seed=0, held=held)
-  before, cores, begin = peak_mb(), cores_s(), time.monotonic()
+  before, cores, begin = peak_mb(), time.process_time(), time.monotonic()
   stacks = stream.stacks(0, stream.per_epoch)
   users = sum(int((stack["users"] > 0).sum()) for stack in itertools.islice(
     stacks, -(-stream.per_epoch // stream.depth)))
-  seconds, cores = time.monotonic() - begin, cores_s() - cores
+  seconds, cores = time.monotonic() - begin, time.process_time() - cores
   return (f"{users / seconds:,.0f} | {users / cores:,.0f} | "
           f"{peak_mb() - before:,.0f} | {peak_mb():,.0f}")
 
