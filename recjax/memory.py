@@ -1,13 +1,17 @@
-"""The memory of a process: how much it took, and that what it has freed stays for the next step."""
+"""The memory of a process: the most it had, what it has freed, and what compiling asks for."""
 
+import contextlib
 import ctypes
 import os
 import pathlib
 import sys
+import threading
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # of <malloc.h>
 HEAP = 64 << 20  # bytes, of the pieces that a thread's arena grows by
-STATUS = pathlib.Path("/proc/self/status")  # of Linux
+STATUS, THREADS = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/task")  # of Linux
+YIELDS = 10  # by which a thread is nicer than its process: a tenth of the share of another one
+LOOK_S = 0.05  # between two looks at what threads do
 OWN = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")  # environment variables of who chooses himself
 
 
@@ -38,6 +42,53 @@ def give_back():
   library = _glibc()
   if library is not None:
     library.malloc_trim(ctypes.c_size_t(0))
+
+
+@contextlib.contextmanager
+def few_waiting():
+  """While XLA compiles a program for a CPU in here, few of its loops wait for that.
+
+  One of XLA's threads emits loops, each in an MLIR context of its own, and as many as there are cores
+  compile them: it is quicker than two, and hundreds of contexts take more memory than a step. Here
+  it lets the others go first from when they begin, and goes on doing so: it only ever compiles, and
+  to undo it takes privileges. It is the one that is busy before them, so that no other thread of
+  jax may be; those of Python may. Where threads are not as on Linux, nothing is done.
+  """
+  if not THREADS.exists():
+    yield
+    return
+  begin, over = _thread_seconds(), threading.Event()
+  def watch():
+    emitter = None
+    while not over.wait(LOOK_S):
+      mine = {thread.native_id for thread in threading.enumerate()}
+      busy = [thread for thread, seconds in _thread_seconds().items()
+              if thread not in mine and seconds - begin.get(thread, 0) > LOOK_S / 2]
+      if len(busy) > 1:
+        if emitter:
+          with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, emitter, os.getpriority(os.PRIO_PROCESS, 0) + YIELDS)
+        return  # or all were busy at once: a small program
+      emitter = busy[0] if busy else None
+  watcher = threading.Thread(target=watch, name="few_waiting", daemon=True)
+  watcher.start()
+  try:
+    yield
+  finally:
+    over.set()
+    watcher.join()
+
+
+def _thread_seconds():
+  """Returns {thread: seconds that it has run}, without those that convert a program for XLA."""
+  tick, found = os.sysconf("SC_CLK_TCK"), {}
+  for folder in THREADS.iterdir():
+    with contextlib.suppress(OSError):  # it has ended
+      _, _, rest = (folder / "stat").read_text().partition("(")
+      name, _, rest = rest.rpartition(")")
+      if not name.startswith("llvm-worker"):
+        found[int(folder.name)] = sum(map(int, rest.split()[11:13])) / tick
+  return found
 
 
 def peak_gib():

@@ -1,5 +1,6 @@
 """Processes, the device mesh, and where arrays live: the only file that builds meshes."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -284,10 +285,12 @@ def compile_steps(lowered):
   On a GPU XLA also tries Triton's ways to multiply matrices, which takes minutes for a step and
   found nothing better than cuBLAS; on a CPU its loops have vectors of 256 bits even where there are
   wider ones, and take up to twice as long (launch/bench/README.md): here they have not. What
-  tracing and compiling leave free is given back.
+  tracing and compiling leave free is given back, and compiling itself takes little.
   """
   memory.give_back()
-  compiled = _compile(lowered)
+  jax.block_until_ready(jax.live_arrays())  # From here on XLA's threads do nothing but compile.
+  with memory.few_waiting() if jax.default_backend() == "cpu" else contextlib.nullcontext():
+    compiled = _compile(lowered)
   memory.give_back()
   return compiled
 

@@ -1,4 +1,4 @@
-"""Freed memory is kept, or given back, unless somebody else has chosen; and how much there was."""
+"""Freed memory is kept or given back, unless somebody has chosen; compiling and peaks of memory."""
 
 import os
 import subprocess
@@ -53,6 +53,27 @@ else:
   print(first, started, peak())
 """
 
+# Compiles a program of so many loops on two cores, with or without `few_waiting`; tells by how many
+# MB that raised the peak, and the priorities of this process's threads.
+COMPILES = """
+import contextlib, os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+import jax, jax.numpy as jnp
+from recjax import memory
+loops, few = int(os.environ["LOOPS"]), os.environ["FEW"] == "1"
+def program(x):
+  for n in range(loops):
+    x = jnp.sin(x * n).sum(0, keepdims=True) + jnp.cos(x) * n
+  return x
+lowered = jax.jit(program).lower(jnp.ones((64, 64)))
+before = memory.peak_gib()
+with memory.few_waiting() if few else contextlib.nullcontext():
+  lowered.compile()
+threads = os.listdir("/proc/self/task")
+print(int(1024 * (memory.peak_gib() - before)),
+      *{os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in threads})
+"""
+
 
 def _run(script=FAULTS, **environment):
   inherited = {name: value for name, value in os.environ.items()
@@ -76,3 +97,23 @@ def test_freed_memory_is_used_again_without_the_kernel_until_it_is_given_back():
 def test_a_peak_is_that_of_a_program_alone():
   first, started, last = map(int, _run(PEAKS))
   assert 128 <= last - first < 140 and 0 < started < first + 10
+
+
+def _compiles(loops, *, few=True):
+  grown, *priorities = map(int, _run(COMPILES, LOOPS=str(loops), FEW=str(int(few)),
+                                     JAX_ENABLE_COMPILATION_CACHE="false", XLA_FLAGS=""))
+  return grown, sorted(priorities)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads of Linux")
+def test_one_thread_lets_others_compile_first():
+  own = os.getpriority(os.PRIO_PROCESS, 0)
+  assert _compiles(100)[1] == [own, own + 10]
+  assert _compiles(100, few=False)[1] == [own]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads of Linux")
+def test_few_loops_wait_to_be_compiled():
+  few, many = (_compiles(300, few=few)[0] for few in (True, False))
+  assert few < 0.7 * many, (few, many)

@@ -93,8 +93,8 @@ def test_sgd_and_adagrad_are_those_of_all_rows(kind, name):
           for wanted in (True, False)}
   before, some, some_sums = runs[True]
   _, every, sums = runs[False]
-  # Sums over rows, as those in dense layers, may be taken in another order.
-  _assert_equal(every, some, before, atol=2e-7)
+  # Sums over rows, as those in dense layers, may be taken in another order: two bits of a value of 2.
+  _assert_equal(every, some, before, atol=5e-7)
   for key, value in sums.items():
     assert some_sums[key] == pytest.approx(value, rel=1e-6), key
 
