@@ -54,7 +54,7 @@ def few_waiting():
   to undo it takes privileges. It is the one that is busy before them, so that no other thread of
   jax may be; those of Python may. Where threads are not as on Linux, nothing is done.
   """
-  if not THREADS.exists():
+  if not (THREADS / str(threading.get_native_id())).exists():
     yield
     return
   begin, over = _thread_seconds(), threading.Event()

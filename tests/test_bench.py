@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tiny
-from launch.bench import check, flops, gpu, processes, serving, settings, startup, workload
+from launch.bench import check, flops, gpu, peak, processes, serving, settings, startup, workload
 from launch.bench.contestants import recjax_step, table
 from recjax import errors, experiment
 
@@ -323,3 +323,11 @@ def test_starts_of_a_command(tmp_path):
   found = startup.measure(str(tmp_path / "tiny_config.py"), str(tiny.root() / "data"), 1)
   assert 0 < found["step"] < found["warm"] < found["cold"] and found["imports"] < found["warm"]
   assert found["cache_mb"] > 0
+
+
+def test_a_product_that_takes_seconds_is_taken_once(monkeypatch):
+  taken = []
+  monkeypatch.setattr(peak, "ONCE_S", -1)
+  make, wait = lambda rows, columns: None, lambda x: None
+  assert peak.measure(lambda a, b: taken.append(1), make, wait, (2, 3, 4)) > 0
+  assert taken == [1]
