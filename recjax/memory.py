@@ -94,12 +94,13 @@ def _thread_seconds():
 def peak_gib():
   """Returns the most memory that this program has had resident, in GiB.
 
-  What getrusage says is, on Linux, at least that of the program that started this one.
+  What getrusage says is, on Linux, at least that of the program that started this one: it is asked
+  where the system does not tell more.
   """
-  if STATUS.exists():
-    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 2**20
-  import resource  # Unix only, and not needed where the above is there.
+  lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+  if peaks := [line.split()[1] for line in lines if line.startswith("VmHWM:")]:
+    return int(peaks[0]) / 2**20
+  import resource  # Unix only, and not always needed.
   unit = 1 if sys.platform == "darwin" else 1024  # bytes
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
