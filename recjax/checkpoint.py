@@ -125,7 +125,7 @@ class Checkpoints:
       rows: {vocabulary: Rows} of the data now, which must be those that were saved.
       data: identity of the data set now, likewise.
       report: called with a line for every damaged checkpoint.
-      frozen: parameters of which a task's checkpoints, which do not hold all, keep the others.
+      frozen: parameters, of which those are taken that a task's checkpoints do not hold.
 
     Raises:
       UserError: a sound checkpoint is of another model, another backbone or of other data.

@@ -288,8 +288,10 @@ def compile_steps(lowered):
   tracing and compiling leave free is given back, and compiling itself takes little.
   """
   memory.give_back()
-  jax.block_until_ready(jax.live_arrays())  # From here on XLA's threads do nothing but compile.
-  with memory.few_waiting() if jax.default_backend() == "cpu" else contextlib.nullcontext():
+  on_cpu = jax.default_backend() == "cpu"
+  if on_cpu:  # From here on XLA's threads do nothing but compile.
+    jax.block_until_ready(jax.live_arrays())
+  with memory.few_waiting() if on_cpu else contextlib.nullcontext():
     compiled = _compile(lowered)
   memory.give_back()
   return compiled
