@@ -81,7 +81,7 @@ def test_flops_of_a_task_are_the_mean_over_users_and_less_than_with_padding():
   one = lambda n: flops.transformer(n, 0.15 * n, size=SIZE, outputs=31)
   found = flops.of_task("bert4rec", lengths, size=SIZE, num_items=30)
   assert found == pytest.approx((one(2) + one(6)) / 2)
-  assert found < flops.padded(SIZE, num_items=30)
+  assert found < flops.padded("bert4rec", SIZE, num_items=30)
   cheap = flops.of_task("sasrec_bce", lengths, size=SIZE, num_items=30)
   assert cheap < flops.of_task("sasrec", lengths, size=SIZE, num_items=30)
 

@@ -190,7 +190,7 @@ def test_dropout_leaves_the_mean_and_follows_its_key():
   np.testing.assert_array_equal(one, again)
   assert np.mean(np.abs(one - other)) > 0.1
   seeds = jax.random.bits(jax.random.key(3), (2,), jnp.uint32)
-  kept = np.asarray(layers.kept((400, 500), seeds, 0.3))
+  kept = np.asarray(layers.kept((400, 500), layers.draws(seeds, (400, 500)), 0.3))
   assert abs(kept.mean() - 0.7) < 0.005
   for axis in (0, 1):  # no stripes
     np.testing.assert_allclose(kept.mean(axis), 0.7, atol=0.13)

@@ -198,7 +198,8 @@ def test_tucker_multiplies_as_dropped_matrices_do(rate):
     return tucker.multiply(x, r, core, seeds, rate)
   def by_matrices(x, r, core):
     matrix = jnp.einsum("bw,wde->bde", r, core)
-    matrix = jnp.where(layers.kept(matrix.shape, seeds, rate), matrix / (1 - rate), 0)
+    drawn = layers.draws(seeds, matrix.shape)
+    matrix = jnp.where(layers.kept(matrix.shape, drawn, rate), matrix / (1 - rate), 0)
     return jnp.einsum("bd,bde->be", x, matrix)
   want, want_back = jax.vjp(by_matrices, x, r, core)
   have, have_back = jax.vjp(by_rows, x, r, core)

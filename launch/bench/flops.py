@@ -54,11 +54,13 @@ def of_task(task, lengths, *, size, num_items):
                                    causal=not masked)))
 
 
-def padded(size, *, num_items):
-  """Returns the FLOPs of one user of BERT4Rec when padding is computed too.
+def padded(task, size, *, num_items):
+  """Returns the FLOPs of one user of `task`, bert4rec or sasrec, when padding is computed too.
 
-  The usual "model FLOPs": every layer on all positions, logits where there are labels.
+  The usual "model FLOPs": every layer on all positions, attention on all pairs of them, logits
+  where there are labels.
   """
-  n, m = size.max_len, size.rate * size.max_len
+  n = size.max_len
+  m = n * (size.rate if task == "bert4rec" else 1.0)
   everywhere = transformer(n, n, size=size, outputs=0)
   return float(everywhere + 3 * m * 2 * size.width * (num_items + 1))

@@ -1,8 +1,8 @@
 """recjax on one accelerator: tokens a second, share of the card's peak, and where the time goes.
 
     python -m launch.bench.gpu --data_dir=DATA --out=OUT [--torch_python=PYTHON]
-      [--batches=256,1024,4096] [--sizes=base,large] [--at_once=8] [--smoke]
-      [--ways=written_out,flash,stream,cut,fused,torch]
+      [--tasks=bert4rec,sasrec] [--batches=256,1024,4096] [--sizes=base,large] [--at_once=8]
+      [--ways=written_out,flash,stream,cut,fused,torch] [--smoke]
 
 Made for one H100 or H200; `--smoke` runs a tiny model anywhere. Each case is a process of its own,
 so that one that runs out of memory ends no other. `--at_once` of them get ready (compile) side by
@@ -27,6 +27,7 @@ import contextlib
 import dataclasses
 import glob
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -75,6 +76,7 @@ def parse(arguments=None):
   parser.add_argument("--data_dir", required=True)
   parser.add_argument("--out", default="runs/gpu")
   parser.add_argument("--torch_python", default=sys.executable)
+  parser.add_argument("--tasks", default="bert4rec", help="bert4rec,sasrec")
   parser.add_argument("--batches", default="256,1024,4096")
   parser.add_argument("--sizes", default="base,large")
   parser.add_argument("--dtypes", default="float32,bfloat16")
@@ -91,13 +93,12 @@ def parse(arguments=None):
 
 
 def cases(args):
-  """Yields what is run: every way, for every size, batch and type."""
-  for size in args.sizes.split(","):
-    for batch in map(int, args.batches.split(",")):
-      for dtype in args.dtypes.split(","):
-        for way in args.ways.split(","):
-          if way != "fused" or dtype == "bfloat16":
-            yield {"way": way, "size": size, "batch": batch, "dtype": dtype}
+  """Yields what is run: every way, for every task, size, batch and type."""
+  named = [getattr(args, name).split(",") for name in
+           ("tasks", "sizes", "batches", "dtypes", "ways")]
+  for task, size, batch, dtype, way in itertools.product(*named):
+    if way != "fused" or dtype == "bfloat16":
+      yield {"way": way, "task": task, "size": size, "batch": int(batch), "dtype": dtype}
 
 
 def fields(case):
@@ -153,7 +154,8 @@ def _command(case, args):
   size = dataclasses.asdict(SIZES[case["size"]])
   options = f"bf16={int(case['dtype'] == 'bfloat16')},compile={int(on_card)}"
   return [args.torch_python, "-m", "launch.bench.contestants.tuned_torch",
-          f"--data_dir={args.data_dir}", f"--device={'cuda' if on_card else 'cpu'}",
+          f"--task={case['task']}", f"--data_dir={args.data_dir}",
+          f"--device={'cuda' if on_card else 'cpu'}",
           f"--options={options}", f"--at_once={args.steps}", f"--batch={case['batch']}",
           *[f"--{name}={size[name]}" for name in
             ("layers", "width", "heads", "hidden", "max_len")]]
@@ -172,7 +174,7 @@ def run_case(case, args):
   # Products of float32 in TF32, as PyTorch's "high".
   jax.config.update("jax_default_matmul_precision", "tensorfloat32")
   take, extra = recjax_step.make(settings.get_config(
-    "bert4rec", path="plain", data_dir=args.data_dir, dtype=case["dtype"],
+    case["task"], path="plain", data_dir=args.data_dir, dtype=case["dtype"],
     size=dataclasses.replace(SIZES[case["size"]], batch=case["batch"]), **fields(case)))
   folder = pathlib.Path(args.out, "trace", "-".join(map(str, case.values())))
   turns = 0
@@ -194,8 +196,8 @@ def _facts(case, found, data_dir):
   facts = {name: found[name] for name in ("users_per_s", "tokens_per_s", "last_loss", "card")}
   if any(name in found["card"] for name in CARDS):
     for name, work in (
-        ("necessary", flops.of_task("bert4rec", lengths, size=size, num_items=data.num_items)),
-        ("model", flops.padded(size, num_items=data.num_items))):
+        ("necessary", flops.of_task(case["task"], lengths, size=size, num_items=data.num_items)),
+        ("model", flops.padded(case["task"], size, num_items=data.num_items))):
       facts[name] = found["users_per_s"] * work / PEAKS[case["dtype"]]
   return facts
 
@@ -235,11 +237,11 @@ def _kind(name):
 
 def markdown(rows):
   """Returns the table of all cases."""
-  lines = ["| | size | batch | type | users/s | items/s | necessary | model | largest terms |",
-           "|---|---|---:|---|---:|---:|---:|---:|---|"]
+  lines = ["| | task | size | batch | type | users/s | items/s | necessary | model | largest |",
+           "|---|---|---|---:|---|---:|---:|---:|---:|---|"]
   percent = lambda row, key: f"{100 * row[key]:.1f} %" if key in row else ""
   for row in rows:
-    head = f"| {row['way']} | {row['size']} | {row['batch']} | {row['dtype']} "
+    head = f"| {row['way']} | {row['task']} | {row['size']} | {row['batch']} | {row['dtype']} "
     if "failed" in row:
       lines.append(head + f"| | | | | {row['failed']} |")
       continue

@@ -34,13 +34,14 @@ class Attention(nn.Module):
   kernel: str = "written_out"
 
   @nn.compact
-  def __call__(self, x, keep, *, source=None, train):
-    """Returns [B, T, W] of x [B, T, W].
+  def __call__(self, x, keep, *, source=None, pick=None, train):
+    """Returns [B, T, W] of x [B, T, W], or what `pick` makes of such.
 
     Args:
       x: [B, T, W].
       keep: bool [B, T], False at what nobody reads; or int32, the groups of `flash.attention`.
       source: optional [B, T, W].
+      pick: optional function, which positions are to be projected; all attend.
       train: whether dropout is on.
     """
     batch, length, width = x.shape
@@ -73,6 +74,7 @@ class Attention(nn.Module):
     if self.patch.kind == "prefix":
       mixed = mixed + patches.Prefix(self.patch.size, self.dtype, name="patch_prefix")(query)
     mixed = mixed.reshape(batch, length, width)
+    mixed = pick(mixed) if pick else mixed
     return project(mixed, width, name="out") if source is None else mixed
 
   def _mask(self, keep):
@@ -120,31 +122,34 @@ class Block(nn.Module):
   causal: bool = False
 
   @nn.compact
-  def __call__(self, x, keep, *, train):
-    """Returns [B, T, W] of x [B, T, W] and `keep` [B, T], see `Attention`."""
-    x = self._attend("attention", x, keep, train)
+  def __call__(self, x, keep, *, pick=None, train):
+    """Returns [B, T, W] of x [B, T, W], `keep` [B, T] and `pick`, see `Attention`."""
+    x = self._attend("attention", x, keep, train, pick)
     feed = lambda y: self._adapted("mlp", FeedForward(
       self.hidden, self.act, self.hidden_dropout, **self._start(), name="mlp")(y, train=train))
     x = self._add("mlp", x, feed, train)
     return layers.Dropout(self.output_dropout)(x, train=train)
 
-  def _attend(self, name, x, keep, train):
-    """Returns x and what its positions read of each other."""
+  def _attend(self, name, x, keep, train, pick=None):
+    """Returns x and what its positions read of each other; of those that `pick` takes alone."""
     attention = Attention(self.heads, self.attention_dropout, kernel=self.attention_kernel,
                           causal=self.causal, name=name, **self._start())
     attend = lambda y, source=None: self._adapted(
-      name, attention(y, keep, source=source, train=train))
-    return self._add(name, x, attend, train, sourced=True)
+      name, attention(y, keep, source=source, pick=pick, train=train))
+    return self._add(name, x, attend, train, sourced=True, pick=pick)
 
-  def _add(self, name, x, part, train, *, sourced=False):
-    """Returns x and what `part` makes of it; if `sourced` that also reads x as it came."""
-    norm, drop = self._norm(name), layers.Dropout(self.dropout)
+  def _add(self, name, x, part, train, *, sourced=False, pick=None):
+    """Returns x and what `part` makes of it; if `sourced` that also reads x as it came.
+
+    Where `part` returns what `pick` takes, that of x is returned as well.
+    """
+    norm, drop, pick = self._norm(name), layers.Dropout(self.dropout), pick or (lambda x: x)
     if self.norm == "pre":
-      return x + drop(part(norm(x)), train=train)
+      return pick(x) + drop(part(norm(x)), train=train)
     if self.norm == "post":
-      return norm(x + drop(part(x), train=train))
+      return norm(pick(x) + drop(part(x), train=train))
     y = norm(x)
-    return y + (part(y, x) if sourced else drop(part(y), train=train))
+    return pick(y) + (part(y, x) if sourced else drop(part(y), train=train))
 
   def _start(self):
     return dict(initializer=self.initializer, dtype=self.dtype, patch=self.patch)
@@ -216,28 +221,32 @@ class Encoder(nn.Module):
   fused: int = 0  # so many of the blocks, the last, are `FusionBlock`s where there are entities
 
   @nn.compact
-  def __call__(self, x, keep, *, entities=None, train):
-    """Returns (float32 [B, T, W], {"block_i": of each block}).
+  def __call__(self, x, keep, *, entities=None, pick=None, train):
+    """Returns (float32 [B, T, W], {"block_i": of each block}); the last is what `pick` makes of it.
 
     Args:
       x: [B, T, W].
       keep: bool [B, T], False at padding; or int32, see `Attention`.
       entities: optional ([B, T, E], bool [B, T]), see `FusionBlock`.
+      pick: optional function, which positions are asked for; without entities. The last block
+        projects these alone.
       train: whether dropout is on.
     """
     out = {}
-    apply = lambda block, *inputs: block(*inputs, train=train)
-    if self.remat:
-      apply = nn.remat(apply)
     vectors, known = entities or (None, None)
     x, vectors = jax.tree.map(lambda value: value.astype(jnp.float32), (x, vectors))
     plain = self.num_layers - (self.fused if entities else 0)
     for index in range(self.num_layers):  # A python loop keeps block_i addressable by name.
       start = dict(self.block, causal=self.causal, patch=self.patch, name=f"block_{index}")
+      last = index == self.num_layers - 1
+      kinds = {"pick": pick} if pick and last else {}
+      apply = lambda block, *inputs, kinds=kinds: block(*inputs, train=train, **kinds)
+      if self.remat:
+        apply = nn.remat(apply)
       if index < plain:
         x = apply(Block(**start), x, keep)
       else:
-        x, vectors = apply(FusionBlock(**start, last=index == self.num_layers - 1), x, keep,
+        x, vectors = apply(FusionBlock(**start, last=last), x, keep,
                            vectors, known)
       out[f"block_{index}"] = x
     if self.final_norm:

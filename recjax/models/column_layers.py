@@ -151,7 +151,7 @@ def _change_of_norm(weight, x, mean, scale, change):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def attend(query, key, value, out, mask, seeds, rate, operand):
+def attend(query, key, value, out, mask, drawn, rate, operand):
   """Returns value softmax(query.T key / sqrt(d)).T with dropout on the weights, through `out`.
 
   Args:
@@ -160,16 +160,16 @@ def attend(query, key, value, out, mask, seeds, rate, operand):
     value: [H, B, d, T].
     out: the dense layer W -> W that reads it, or None.
     mask: bool [B, Q or 1, T], True where position t may be read.
-    seeds: uint32 [2] of dropout, None without.
+    drawn: `layers.Draws` of dropout, None without.
     rate: of dropout.
     operand: type that products read.
 
   Returns float32 [W, B Q].
   """
-  return _attend_forward(query, key, value, out, mask, seeds, rate, operand)[0]
+  return _attend_forward(query, key, value, out, mask, drawn, rate, operand)[0]
 
 
-def _attend_forward(query, key, value, out, mask, seeds, rate, operand):
+def _attend_forward(query, key, value, out, mask, drawn, rate, operand):
   # What is computed once a query, a d-th of T, takes the place of passes over Q x T: the norm
   # divides what is mixed, not the weights, and the gradient of the norm is read off it.
   query = query / math.sqrt(query.shape[2])
@@ -180,8 +180,8 @@ def _attend_forward(query, key, value, out, mask, seeds, rate, operand):
   highest = loops.apart(lambda x: jnp.max(x, axis=-1, keepdims=True), scores)
   powers = loops.apart(lambda x, high: loops.narrow(jnp.exp(x - high), operand), scores, highest)
   norm = 1 / loops.apart(lambda x: jnp.sum(x.astype(jnp.float32), axis=-1), powers)
-  mixed = _dot(_left(powers, seeds, rate), value, contract=(2, 2))  # [n, Q, d]: the quicker way
-  mixed = mixed * (norm / _share(seeds, rate))[..., None]
+  mixed = _dot(_left(powers, drawn, rate), value, contract=(2, 2))  # [n, Q, d]: the quicker way
+  mixed = mixed * (norm / _share(drawn, rate))[..., None]
   mixed = _by_row(len(mask), jnp.swapaxes(mixed, 1, 2))
   narrow = _joined(operand, mixed)
   if out is None:
@@ -189,11 +189,11 @@ def _attend_forward(query, key, value, out, mask, seeds, rate, operand):
   else:
     kernel = _kernel(out, operand)
     y = _apply(out, kernel, narrow)
-  return y, (query, key, value, powers, narrow, norm, mask, seeds, kernel)
+  return y, (query, key, value, powers, narrow, norm, mask, drawn, kernel)
 
 
 def _attend_backward(rate, operand, kept, change):
-  query, key, value, powers, mixed, norm, mask, seeds, kernel = kept
+  query, key, value, powers, mixed, norm, mask, drawn, kernel = kept
   d_out = None
   if kernel is not None:
     change = loops.narrow(change, operand)
@@ -203,9 +203,9 @@ def _attend_backward(rate, operand, kept, change):
   of_head = jnp.repeat(jnp.eye(heads), query.shape[1], axis=1)  # [H, W]
   slope = (of_head @ (change * mixed.astype(jnp.float32))).reshape(norm.shape) * norm
   change = split(change, heads, len(mask)).reshape(query.shape)
-  change = loops.narrow(change * (norm / _share(seeds, rate))[:, None], operand)
+  change = loops.narrow(change * (norm / _share(drawn, rate))[:, None], operand)
   # Apart, or else it would be kept from the forward pass.
-  left = loops.apart(lambda *args: _left(*args, rate), powers, seeds)
+  left = loops.apart(lambda *args: _left(*args, rate), powers, drawn)
   back = left.astype(jnp.float32) * _dot(loops.transposed(change), value)
   back = loops.narrow(back - powers.astype(jnp.float32) * slope[..., None], operand)
   # As [n, Q, d]: the quicker way. Divided before it is turned, or else XLA turns the product.
@@ -217,9 +217,9 @@ def _attend_backward(rate, operand, kept, change):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _left(powers, seeds, rate):
+def _left(powers, drawn, rate):
   """Returns powers, 0 where dropout says so."""
-  return loops.narrow(_zeroed(powers.astype(jnp.float32), seeds, rate), powers.dtype)
+  return loops.narrow(_zeroed(powers.astype(jnp.float32), drawn, rate), powers.dtype)
 
 
 def _by_row(rows, x):
@@ -228,50 +228,50 @@ def _by_row(rows, x):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def feed(up, down, x, seeds, act, rate, operand):
+def feed(up, down, x, drawn, act, rate, operand):
   """Returns `down` of the activation of `up` of x, with dropout; both dense layers.
 
   Of what lies between them only what the activation was given is kept, as products read it.
   """
-  return _feed_forward(up, down, x, seeds, act, rate, operand)[0]
+  return _feed_forward(up, down, x, drawn, act, rate, operand)[0]
 
 
-def _feed_forward(up, down, x, seeds, act, rate, operand):
+def _feed_forward(up, down, x, drawn, act, rate, operand):
   x = loops.narrow(x, operand)
   first, second = (_kernel(part, operand) for part in (up, down))
   given = _apply(up, first, x)
-  hidden = loops.narrow(drop(layers.ACTIVATIONS[act](given), seeds, rate), operand)
-  return _apply(down, second, hidden), (first, second, x, loops.narrow(given, operand), seeds)
+  hidden = loops.narrow(drop(layers.ACTIVATIONS[act](given), drawn, rate), operand)
+  return _apply(down, second, hidden), (first, second, x, loops.narrow(given, operand), drawn)
 
 
 def _feed_backward(act, rate, operand, kept, change):
-  first, second, x, given, seeds = kept
+  first, second, x, given, drawn = kept
   change = loops.narrow(change, operand)
 
-  def between(given, seeds, change):
+  def between(given, drawn, change):
     hidden, pull = jax.vjp(layers.ACTIVATIONS[act], given.astype(jnp.float32))
-    return (loops.narrow(drop(hidden, seeds, rate), operand),
-            loops.narrow(pull(drop(change, seeds, rate))[0], operand))
-  hidden, inner = loops.apart(between, given, seeds, _dot(second, change))
+    return (loops.narrow(drop(hidden, drawn, rate), operand),
+            loops.narrow(pull(drop(change, drawn, rate))[0], operand))
+  hidden, inner = loops.apart(between, given, drawn, _dot(second, change))
   return (_change_of_dense(x, inner), _change_of_dense(hidden, change), _dot(first, inner), None)
 
 
 feed.defvjp(_feed_forward, _feed_backward)
 
 
-def drop(x, seeds, rate):
-  """Returns x with dropout, if there are seeds; linear, and so its own derivative."""
-  return _zeroed(x / _share(seeds, rate), seeds, rate)
+def drop(x, drawn, rate):
+  """Returns x with dropout, if there are draws; linear, and so its own derivative."""
+  return _zeroed(x / _share(drawn, rate), drawn, rate)
 
 
-def _zeroed(x, seeds, rate):
+def _zeroed(x, drawn, rate):
   """Returns x with 0 where dropout says so."""
-  return x if _share(seeds, rate) == 1 else jnp.where(layers.kept(x.shape, seeds, rate), x, 0)
+  return x if _share(drawn, rate) == 1 else jnp.where(layers.kept(x.shape, drawn, rate), x, 0)
 
 
-def _share(seeds, rate):
+def _share(drawn, rate):
   """Returns how much dropout keeps."""
-  return 1 if seeds is None else 1 - rate
+  return 1 if drawn is None else 1 - rate
 
 
 def _dot(a, b, contract=None):

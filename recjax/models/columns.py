@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from recjax import loops
 from recjax.models import column_layers
+from recjax.models import layers
 
 SITES = 5  # of dropout in a block
 ELSEWHERE = ("dtype", "initializer", "attention_kernel")  # what a block has, and columns have not
@@ -46,18 +47,19 @@ def encode(params, x, keep, positions, *, settings, rng=None):
   scored = _Scored(positions, rows, length)
   narrow = room * 2 < rows // runs * length  # else restricting costs more than it saves
   x = column_layers.turned(x.astype(jnp.float32).reshape(-1, width))
-  drawn = rng if rng is None else jax.random.bits(rng, (total, SITES, 2), jnp.uint32)
+  drawn = rng if rng is None else layers.draws(
+    jax.random.bits(rng, (total, SITES, 2), jnp.uint32),
+    (max(block["heads"] * rows * length, block["hidden"], width), rows * length))
   for index in range(total):
     # Apart, so that loops of all blocks read the same shape, and are compiled once.
-    seeds = [None] * SITES if rng is None else loops.apart(
-      functools.partial(jax.lax.index_in_dim, index=index, keepdims=False), drawn)
+    of_block = drawn if rng is None else loops.apart(functools.partial(_index, index), drawn)
     last = narrow and index == total - 1
     apply = functools.partial(_block, keep=keep, scored=scored if last else None, operand=operand,
                               causal=settings["causal"], **{k: v for k, v in block.items()
                                                             if k not in ELSEWHERE})
     if settings["remat"]:
       apply = jax.checkpoint(apply)
-    x = apply(params[f"block_{index}"], x, seeds=seeds)
+    x = apply(params[f"block_{index}"], x, drawn=of_block)
   if not narrow:
     x = scored.take(x)
   if settings["final_norm"]:
@@ -65,11 +67,12 @@ def encode(params, x, keep, positions, *, settings, rng=None):
   return column_layers.turned(x).reshape(runs, room, width)
 
 
-def _block(params, x, *, keep, scored, seeds, operand, causal, heads, hidden, act, norm, dropout,
+def _block(params, x, *, keep, scored, drawn, operand, causal, heads, hidden, act, norm, dropout,
            attention_dropout, hidden_dropout, output_dropout):
   """Returns `blocks.Block` of x [W, N], [W, N] or at the `scored` positions alone [W, S C]."""
   del hidden
-  drop = lambda value, site, rate: column_layers.drop(value, seeds[site], rate)
+  draws = [drawn if drawn is None else _index(site, drawn) for site in range(SITES)]
+  drop = lambda value, site, rate: column_layers.drop(value, draws[site], rate)
   dense = functools.partial(column_layers.dense, operand=operand)
   here = (lambda value: value) if scored is None else scored.take
   attention_norm, mlp_norm = params["attention_norm"], params["mlp_norm"]
@@ -98,7 +101,7 @@ def _block(params, x, *, keep, scored, seeds, operand, causal, heads, hidden, ac
     mask = keep[:, None]
     if causal:
       mask = mask & (jnp.arange(keep.shape[1]) <= asked[..., None])
-    mix = functools.partial(column_layers.attend, asks, keys, values, mask=mask, seeds=seeds[0],
+    mix = functools.partial(column_layers.attend, asks, keys, values, mask=mask, drawn=draws[0],
                             rate=attention_dropout, operand=operand)
     if scored is None:
       return mix(out)
@@ -106,7 +109,7 @@ def _block(params, x, *, keep, scored, seeds, operand, causal, heads, hidden, ac
     return dense(out, mixed) if out else mixed
 
   def feed(y):
-    return column_layers.feed(up, down, y, seeds[1], act, hidden_dropout, operand)
+    return column_layers.feed(up, down, y, draws[1], act, hidden_dropout, operand)
 
   if norm == "pre":
     y, x = column_layers.standard_beside(x, operand)
@@ -121,6 +124,11 @@ def _block(params, x, *, keep, scored, seeds, operand, causal, heads, hidden, ac
     y = column_layers.norm(mlp_norm, y + attend(y, x))
     x = y + drop(feed(y), 3, dropout)
   return drop(x, 4, output_dropout)
+
+
+def _index(number, tree):
+  """Returns a tree of arrays [n, ...] as that of their `number`."""
+  return jax.tree.map(lambda x: x[number], tree)
 
 
 class _Scored:

@@ -51,7 +51,7 @@ def attention(qkv, groups, seeds, causal, rate, period=None):
   Args:
     qkv: [B, T, 3, H, d], queries, keys and values.
     groups: int32 [B, T], whom a position belongs to; 0: nobody. They ascend, but for gaps of 0.
-    seeds: uint32 [2] of dropout, see `layers.kept`.
+    seeds: uint32 [2] of dropout, see `layers.draws`.
     causal: whether a position reads itself and those before it only.
     rate: of dropout on the weights.
     period: of keys that dropout tells apart; by default T, as where it is written out.
@@ -254,8 +254,9 @@ def _dropout(seeds_ref, *, rate, heads, length, period):
     key = columns.place.astype(jnp.uint32)
     if period < length:
       key = key % jnp.uint32(period)
-    ids = (head + rows.place.astype(jnp.uint32)) * jnp.uint32(period) + key
-    return jnp.where(layers.kept_ids(ids, seeds, rate), values / (1 - rate), 0.0)
+    kept = layers.kept_where(layers.drawn(head + rows.place.astype(jnp.uint32), *seeds),
+                             layers.drawn(key, *seeds[::-1]), rate)
+    return jnp.where(kept, values / (1 - rate), 0.0)
   return drop
 
 

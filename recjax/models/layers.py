@@ -6,6 +6,7 @@ candidates.
 
 import functools
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from recjax import catalog
 from recjax import collective
+from recjax import loops
 from recjax.models import rows as rows_lib
 
 GELU = math.sqrt(2 / math.pi)
@@ -22,17 +24,28 @@ GELU_CUBED = GELU * 0.044715
 @jax.custom_jvp
 def gelu_tanh(x):
   """Returns x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016)."""
-  return 0.5 * x * (1 + jnp.tanh(x * (GELU + GELU_CUBED * (x * x))))
+  wide = x.astype(jnp.float32)
+  return (0.5 * wide * (1 + _tanh(wide * (GELU + GELU_CUBED * (wide * wide))))).astype(x.dtype)
 
 
 @gelu_tanh.defjvp
 def _gelu_tanh_jvp(primals, tangents):
   # By hand: shorter than what differentiation makes of it, which counts where it is all of a loop.
   (x,), (change,) = primals, tangents
-  square = x * x
-  tanh = jnp.tanh(x * (GELU + GELU_CUBED * square))
-  slope = 0.5 * (1 + tanh + x * (1 - tanh * tanh) * (GELU + 3 * GELU_CUBED * square))
-  return gelu_tanh(x), slope * change
+  wide = x.astype(jnp.float32)
+  square = wide * wide
+  tanh = _tanh(wide * (GELU + GELU_CUBED * square))
+  slope = 0.5 * (1 + tanh + wide * (1 - tanh * tanh) * (GELU + 3 * GELU_CUBED * square))
+  return gelu_tanh(x), (slope * change.astype(jnp.float32)).astype(x.dtype)
+
+
+def _tanh(x):
+  """Returns tanh(x) of float32, whose sum with 1 is exact up to rounding."""
+  if jax.default_backend() != "gpu":
+    return jnp.tanh(x)
+  # XLA's own is a quotient of polynomials there, and takes longer than the memory does.
+  root = jax.lax.rsqrt(1 + jnp.exp(-2 * x))
+  return 2 * root * root - 1
 
 
 ACTIVATIONS = {
@@ -78,10 +91,10 @@ def dense(features, *, initializer, name, fan_in, dtype, bias=None):
 
 
 class Dropout(nn.Module):
-  """Inverted dropout whose mask is a hash of (key, position), after an optional nonlinearity.
+  """Inverted dropout after an optional nonlinearity; see `draws` for what is dropped.
 
-  A counter hashed by multiply-xorshift is fused into its use, costs no memory and is the same on
-  any number of devices; the default generator costs several times more on a CPU.
+  It is fused into its use and costs no memory; the default generator costs several times more on a
+  CPU.
   """
   rate: float
   act: str | None = None  # of ACTIVATIONS
@@ -92,28 +105,61 @@ class Dropout(nn.Module):
     if not train or self.rate == 0.0:
       return act(x)
 
-    def drop(x, seeds):
-      return jnp.where(kept(x.shape, seeds, self.rate), act(x) / (1 - self.rate),
+    def drop(x, drawn):
+      return jnp.where(kept(x.shape, drawn, self.rate), act(x) / (1 - self.rate),
                        jnp.zeros((), x.dtype)).astype(x.dtype)
     if self.act and jax.default_backend() != "cpu":
       drop = jax.checkpoint(drop)  # Computing it twice is quicker than keeping its derivative.
-    return drop(x, self.seeds())
+    return drop(x, draws(self.seeds(), x.shape))
 
   @nn.nowrap
   def seeds(self):
-    """Returns uint32 [2], what `kept` is told."""
+    """Returns uint32 [2], what `draws` is told."""
     return jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
 
 
-def kept(shape, seeds, rate):
-  """Returns bool `shape`, False with probability `rate`: a hash of uint32 seeds [2] and place."""
-  return kept_ids(_linear_index(shape), seeds, rate)
+class Draws(NamedTuple):
+  """What the rows and columns of an array draw, odd numbers uint32 [..., R] and [..., C].
+
+  The product of a row's and a column's, modulo 2^32, is large or small enough for the place where
+  they meet to be kept or dropped: multiply-shift hashing (Dietzfelbinger et al. 1997) whose factor
+  is the row's own. So a place costs one multiplication, and is the same on any number of devices.
+  """
+  rows: jax.Array
+  columns: jax.Array
 
 
-def kept_ids(ids, seeds, rate):
-  """Returns bool like `ids`, False with probability `rate`: the same wherever an id stands."""
-  bits = _mix(ids.astype(jnp.uint32) * (seeds[0] | 1) + seeds[1])
-  return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+def draws(seeds, shape):
+  """Returns the `Draws` of an array, whose last axis are columns and whose others are its rows.
+
+  Args:
+    seeds: uint32 [..., 2].
+    shape: of the array; likewise of those that have fewer rows or columns.
+  """
+  def draw(seeds):
+    of = lambda size, first: drawn(jnp.arange(size), seeds[..., first, None],
+                                   seeds[..., 1 - first, None])
+    return Draws(of(math.prod(shape[:-1]), 0), of(shape[-1], 1))
+  found = loops.apart(draw, seeds)
+  # Else each place would draw for itself.
+  return found if jax.default_backend() == "cpu" else jax.lax.optimization_barrier(found)
+
+
+def drawn(ids, *seeds):
+  """Returns odd uint32 like `ids`, hashes of these and two seeds."""
+  return _mix(ids.astype(jnp.uint32) * (seeds[0] | 1) + seeds[1]) | 1
+
+
+def kept(shape, drawn, rate):
+  """Returns bool `shape`, False with probability `rate`, by `Draws` [R], [C] of as many or more."""
+  rows = drawn.rows[:math.prod(shape[:-1])].reshape(*shape[:-1], 1)
+  return kept_where(rows, drawn.columns[:shape[-1]], rate)
+
+
+def kept_where(rows, columns, rate):
+  """Returns bool, False with probability `rate`: what is kept where odd draws meet."""
+  least = min(round(rate * 2**32), 2**32 - 1) - 2**31  # signed: some CPUs compare nothing else
+  return (rows * columns).astype(jnp.int32) >= least
 
 
 class ItemTable(nn.Module):
@@ -327,15 +373,6 @@ def _runs(x, positions):
   shards = positions.shape[0]
   assert x.shape[0] % shards == 0, f"{x.shape[0]} rows do not split into {shards} shards"
   return x.reshape(shards, -1, x.shape[-1])
-
-
-def _linear_index(shape):
-  index = jnp.zeros(shape, jnp.uint32)
-  stride = 1
-  for axis in reversed(range(len(shape))):
-    index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-    stride = (stride * shape[axis]) % 2**32
-  return index
 
 
 def _mix(x):

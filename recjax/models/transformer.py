@@ -6,6 +6,7 @@ are aligned to the right: a batch of T columns uses the last T rows. Cutting col
 padding therefore changes nothing.
 """
 
+import functools
 import re
 
 import flax.linen as nn
@@ -134,8 +135,11 @@ class SequenceTransformer(nn.Module):
           remat=self.remat, block=block))
     elif room is not None:
       kept = stream.Stream(items > 0, room)
-      x, out["encoder"] = encoder(kept.take(x), kept.groups, train=train)
-      x = kept.select(x, positions)
+      pick = functools.partial(kept.select, positions=positions)
+      fewer = positions.size < room  # else all of them are computed as quickly
+      x, out["encoder"] = encoder(kept.take(x), kept.groups, pick=pick if fewer else None,
+                                  train=train)
+      x = x if fewer else pick(x)
     else:
       entities = embed.entities(items, tables) if self.aggregate == features_lib.FUSION else None
       x, out["encoder"] = encoder(x, items > 0, entities=entities, train=train)

@@ -90,41 +90,40 @@ def multiply(x, r, core, seeds, rate):
 
 
 def _multiply_forward(x, r, core, seeds, rate):
+  drop, by_row = _loop(x, core, seeds, rate)
   def add(total, at):
-    d, x_d, core_d = at
-    return total + _drop((x_d[:, None] * r) @ core_d, d, core.shape[1], seeds, rate), None
-  total, _ = jax.lax.scan(add, jnp.zeros((len(x), core.shape[2]), x.dtype), _by_row(x, core))
+    rows, x_d, core_d = at
+    return total + drop((x_d[:, None] * r) @ core_d, rows), None
+  total, _ = jax.lax.scan(add, jnp.zeros((len(x), core.shape[2]), x.dtype), by_row)
   return total, (x, r, core, seeds)
 
 
 def _multiply_backward(rate, kept, gradient):
   x, r, core, seeds = kept
+  drop, by_row = _loop(x, core, seeds, rate)
   def back(r_gradient, at):
-    d, x_d, core_d = at
-    dropped = _drop(gradient, d, core.shape[1], seeds, rate)
+    rows, x_d, core_d = at
+    dropped = drop(gradient, rows)
     product = dropped @ core_d.T  # [B, W]
     return (r_gradient + product * x_d[:, None],
             (jnp.sum(product * r, axis=1), (x_d[:, None] * r).T @ dropped))
-  r_gradient, (x_gradient, core_gradient) = jax.lax.scan(
-    back, jnp.zeros_like(r), _by_row(x, core))
+  r_gradient, (x_gradient, core_gradient) = jax.lax.scan(back, jnp.zeros_like(r), by_row)
   return x_gradient.T, r_gradient, core_gradient.swapaxes(0, 1), None
 
 
 multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
-def _by_row(x, core):
-  """Returns (d [D], x_bd [D, B], core_wde [D, W, E]): what a loop over d reads."""
-  return jnp.arange(core.shape[1]), x.T, core.swapaxes(0, 1)
+def _loop(x, core, seeds, rate):
+  """Returns (drop, what a loop over d reads: what rows d draw [D, B], x_bd [D, B], core_wde).
 
-
-def _drop(y, d, size, seeds, rate):
-  """Returns y [B, E] as row d of matrices [B, size, E] that go through `layers.Dropout`."""
-  if rate == 0.0:
-    return y
-  b, e = (jax.lax.broadcasted_iota(jnp.uint32, y.shape, axis) for axis in (0, 1))
-  ids = (b * jnp.uint32(size) + d.astype(jnp.uint32)) * jnp.uint32(y.shape[1]) + e
-  return jnp.where(layers.kept_ids(ids, seeds, rate), y / (1 - rate), 0)
+  drop(y, rows) is what `layers.Dropout` of matrices [B, D, E] makes of their rows d, y [B, E].
+  """
+  drawn = layers.draws(seeds, (*x.shape, core.shape[2]))
+  def drop(y, rows):
+    kept = layers.kept_where(rows[:, None], drawn.columns, rate)
+    return jnp.where(kept, y / (1 - rate), 0) if rate else y
+  return drop, (drawn.rows.reshape(x.shape).T, x.T, core.swapaxes(0, 1))
 
 
 class BatchNorm(nn.Module):
