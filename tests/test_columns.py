@@ -197,6 +197,40 @@ def test_dropout_leaves_the_mean_and_follows_its_key():
   assert abs(np.corrcoef(kept[:, 1:].ravel(), kept[:, :-1].ravel())[0, 1]) < 0.01
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_is_as_independent_as_random_numbers(rate):
+  """Of rows, of columns, and of the four places where two of each meet."""
+  rows, columns = 2000, 400
+  def scores(centered):
+    """Returns values that are standard normal if all places are independent."""
+    scaled = centered / np.sqrt(rate * (1 - rate))
+    by_column, by_row = scaled.T @ scaled, scaled @ scaled.T
+    pairs = lambda x, n: x[np.triu_indices(len(x), 1)] / np.sqrt(n)
+    squares = (scaled**2).T @ scaled**2
+    minors = np.sum(by_column**2 - squares) - np.sum(np.sum(scaled**2, 0)**2 - np.sum(scaled**4, 0))
+    return (scaled.sum() / np.sqrt(rows * columns), pairs(by_column, rows), pairs(by_row, columns),
+            minors / (2 * rows * columns))
+  for seed in range(3):
+    seeds = jax.random.bits(jax.random.key(seed), (2,), jnp.uint32)
+    kept = np.asarray(layers.kept((rows, columns), layers.draws(seeds, (rows, columns)), rate))
+    total, of_columns, of_rows, minors = scores(kept - (1 - rate))
+    assert abs(total) < 5 and abs(minors) < 5
+    for pairs in (of_columns, of_rows):
+      assert abs(pairs.mean()) < 5 / np.sqrt(pairs.size) + 0.01
+      assert abs(pairs.var() - 1) < 0.03 and np.abs(pairs).max() < 8
+
+
+def test_dropout_of_fewer_places_is_that_of_a_corner():
+  seeds = jax.random.bits(jax.random.key(0), (2, 2), jnp.uint32)
+  drawn = layers.draws(seeds, (3, 4, 7))
+  assert drawn.rows.shape == (2, 12) and drawn.columns.shape == (2, 7)
+  one = layers.Draws(drawn.rows[1], drawn.columns[1])
+  whole = layers.kept((12, 7), one, 0.4)
+  np.testing.assert_array_equal(layers.kept((2, 5, 6), one, 0.4), whole[:10, :6].reshape(2, 5, 6))
+  assert not np.array_equal(whole, layers.kept((12, 7), layers.draws(seeds[0], (12, 7)), 0.4))
+  assert layers.kept((12, 7), one, 0.0).all() and not layers.kept((12, 7), one, 1.0).any()
+
+
 def test_the_last_block_computes_labeled_positions_only():
   settings, params, x, keep = _encoder(0.0)
   def hidden(layers, room):

@@ -1,6 +1,7 @@
 """Sequences behind each other: the numbers and gradients of rows, and what finds no room."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,19 @@ def test_a_stream_gives_what_rows_give(shards, room, attributes):
   np.testing.assert_allclose(found, want, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found_grad, want_grad)
   assert max(np.abs(x).max() for x in jax.tree.leaves(want_grad)) > 0.1
+
+
+def test_the_last_block_feeds_forward_at_labeled_positions_alone():
+  """More labels than room, as of next items, and there is nothing to gain."""
+  model = transformer.SequenceTransformer(**SIZES)
+  items, _ = _batch()
+  params = jax.jit(model.init)(jax.random.key(0), items, jnp.arange(B), {})
+  def fed(places):
+    """Returns how many positions each block feeds forward."""
+    run = lambda: model.clone(layout="stream").apply(
+      params, items, jnp.arange(B), {}, positions=jnp.arange(places)[None], room=64)
+    return [int(n) for n in re.findall(r"f32\[1,(\d+),48\] = tanh", str(jax.make_jaxpr(run)()))]
+  assert fed(20) == [64, 20] and fed(64) == [64, 64]
 
 
 def test_a_stream_is_read_in_order():
