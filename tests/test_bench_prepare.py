@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
@@ -29,3 +30,11 @@ def test_the_command_prints_what_it_took():
   found = dict(zip(names, values, strict=True))
   assert (found["rows"], found["users"], found["shards"]) == ("3,000", "30", "2")
   assert float(found["wall_s"]) > 0 and 20 < float(found["peak_mb"]) < 2000
+
+
+def test_the_peak_is_not_that_of_who_asks(tmp_path):
+  mine = np.ones(100_000_000)  # 800 MB
+  prepare.generate(tmp_path / "rows.parquet", 2000)
+  found = prepare.prepare(tmp_path / "rows.parquet", tmp_path / "data", shards=2)
+  assert 20 < found["peak_mb"] < mine.nbytes / 2**20
+  assert found["cores_s"] > 0
