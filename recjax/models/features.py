@@ -275,7 +275,7 @@ class Features(nn.Module):
       gone = jnp.take(tables["item/unowned"], ids, axis=0)
     if train and self.item_dropout:
       seeds = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
-      gone |= ~layers.kept_where(layers.drawn(ids, *seeds), jnp.uint32(1), self.item_dropout)
+      gone |= ~layers.kept_where(layers.odd_hash(ids, *seeds), jnp.uint32(1), self.item_dropout)
     return gone[:, None]
 
 

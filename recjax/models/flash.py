@@ -254,8 +254,8 @@ def _dropout(seeds_ref, *, rate, heads, length, period):
     key = columns.place.astype(jnp.uint32)
     if period < length:
       key = key % jnp.uint32(period)
-    kept = layers.kept_where(layers.drawn(head + rows.place.astype(jnp.uint32), *seeds),
-                             layers.drawn(key, *seeds[::-1]), rate)
+    kept = layers.kept_where(layers.odd_hash(head + rows.place.astype(jnp.uint32), *seeds),
+                             layers.odd_hash(key, *seeds[::-1]), rate)
     return jnp.where(kept, values / (1 - rate), 0.0)
   return drop
 

@@ -137,17 +137,17 @@ def draws(seeds, shape):
     shape: of the array; likewise of those that have fewer rows or columns.
   """
   def draw(seeds):
-    of = lambda size, first: drawn(jnp.arange(size), seeds[..., first, None],
-                                   seeds[..., 1 - first, None])
-    return Draws(of(math.prod(shape[:-1]), 0), of(shape[-1], 1))
+    one, other = seeds[..., 0, None], seeds[..., 1, None]
+    return Draws(odd_hash(jnp.arange(math.prod(shape[:-1])), one, other),
+                 odd_hash(jnp.arange(shape[-1]), other, one))
   found = loops.apart(draw, seeds)
   # Else each place would draw for itself.
   return found if jax.default_backend() == "cpu" else jax.lax.optimization_barrier(found)
 
 
-def drawn(ids, *seeds):
-  """Returns odd uint32 like `ids`, hashes of these and two seeds."""
-  return _mix(ids.astype(jnp.uint32) * (seeds[0] | 1) + seeds[1]) | 1
+def odd_hash(ids, one, other):
+  """Returns odd uint32 like `ids`, a hash of each with two seeds."""
+  return _mix(ids.astype(jnp.uint32) * (one | 1) + other) | 1
 
 
 def kept(shape, drawn, rate):
