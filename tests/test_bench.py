@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import tiny
-from launch.bench import check, flops, gpu, peak, processes, serving, settings, startup, workload
+from launch.bench import (check, flops, gpu, peak, processes, roofline, serving, settings, startup,
+                          workload)
 from launch.bench.contestants import recjax_step, table
 from recjax import errors, experiment
 
@@ -241,6 +242,24 @@ def test_check_refuses_what_has_nothing_in_common(tmp_path):
     with pytest.raises(SystemExit) as stop:
       check.main()
   assert stop.value.code == 2
+
+
+def test_parts_of_a_batch_are_sorted_and_take_the_fewest_columns_that_hold_them():
+  lengths = np.repeat([3, 5, 9], 4)  # 12 users, a batch is all of them
+  assert roofline.parts_of(lengths, 12, 4, [4, 5, 10]) == {4: 1, 5: 1, 10: 1}
+  assert roofline.parts_of(lengths, 12, 6, [4, 5, 10]) == {4: 0, 5: 1, 10: 1}
+
+
+def test_a_program_is_counted_with_all_that_it_reads_and_writes(data_dir):
+  few, many = (roofline.count_program("sasrec", "float32", data_dir, SIZE, width, rows=8)
+               for width in (SIZE.max_len // 2, SIZE.max_len))
+  # Positions of half the columns are parameters less.
+  assert 0 < many["parameters"] - few["parameters"] == SIZE.width * (SIZE.max_len // 2)
+  assert 4 * 7 * many["parameters"] < few["bytes"] < many["bytes"]
+  padded = np.full(8, SIZE.max_len)
+  items = workload.load(data_dir).num_items
+  necessary = 8 * flops.of_task("sasrec", padded, size=SIZE, num_items=items)
+  assert necessary < many["flops"] < 20 * necessary and few["flops"] < many["flops"]
 
 
 def test_every_contestant_has_a_module_and_requirements():

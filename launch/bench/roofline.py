@@ -1,0 +1,141 @@
+"""What a step of recjax has to compute and to move, what it does, and how near to the floor it is.
+
+    python -m launch.bench.roofline --data_dir=DATA [--tasks=bert4rec,sasrec] [--dtypes=float32]
+
+FLOPs and bytes of the compiled step are XLA's own count (`cost_analysis`) of one micro-batch of each
+width, and of the optimizer, times how many a step has of them on average; bytes are the operands and
+results of every loop and product, wherever they lie, in the cache for the most part. The floor
+(Williams et al. 2009, Roofline) is the larger of two times: the necessary FLOPs (flops.py) at the
+rate of the best product, and the bytes that no step can avoid, parameters and Adam's moments read and
+written once, at the rate of a copy. Prints a table; minutes a task.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import unittest.mock
+
+import jax
+import numpy as np
+
+from launch.bench import flops, processes, settings, workload
+from launch.bench.contestants import recjax_step
+from recjax import catalog, experiment, partition, softmax
+from recjax import setting as setting_lib
+
+SLOTS = 3  # a parameter and Adam's two moments
+STEPS, BATCHES = 7, 200
+COPIED = 1 << 28  # bytes of what is copied, far beyond any cache
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--data_dir", required=True)
+  parser.add_argument("--tasks", default="bert4rec,sasrec")
+  parser.add_argument("--dtypes", default="float32")
+  args = parser.parse_args()
+  rates, bandwidth = product_rates(), copy_rate()
+  partition.initialize(len(os.sched_getaffinity(0)))
+  print(table([(task, dtype, of_task(task, dtype, args.data_dir, rates[dtype], bandwidth))
+               for task in args.tasks.split(",") for dtype in args.dtypes.split(",")]))
+
+
+def copy_rate():
+  """Returns the bytes a second that all cores together read and write as they copy."""
+  cores = len(os.sched_getaffinity(0))
+  pairs = [(np.ones(COPIED // 8), np.empty(COPIED // 8)) for _ in range(cores)]
+  with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+    times = []
+    for _ in range(5):
+      start = time.perf_counter()
+      list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pairs))
+      times.append(time.perf_counter() - start)
+  return 2 * COPIED * cores / min(times)
+
+
+def product_rates():
+  """Returns {type: FLOPs a second of the best product} in jax, in a process of its own."""
+  done = subprocess.run([sys.executable, "-m", "launch.bench.peak"], cwd=processes.ROOT, check=True,
+                        text=True, stdout=subprocess.PIPE)
+  found = json.loads(done.stdout)
+  return {dtype: max(found[dtype].values()) for dtype in ("float32", "bfloat16")}
+
+
+def of_task(task, dtype, data_dir, rate, bandwidth):
+  """Returns {name: number} of one task: what the table has."""
+  size, data = workload.Size(), workload.load(data_dir)
+  config = settings.get_config(task, data_dir=data_dir, dtype=dtype)
+  lengths = (workload.windows(data, size.max_len) > 0).sum(1)
+  found = {width: count_program(task, dtype, data_dir, size, width, config.micro_batch)
+           for width in (*config.micro_lengths, size.max_len)}
+  parameters = found[size.max_len]["parameters"]
+  parts = parts_of(lengths, size.batch, config.micro_batch, sorted(found))
+  once = {"flops": 0.0, "bytes": 2 * SLOTS * 4 * parameters + 4 * parameters}  # and the gradient
+  total = {name: once[name] + sum(count * (found[width][name] - once[name])
+                                  for width, count in parts.items()) for name in once}
+  take, _ = recjax_step.make(config)
+  take(1)
+  times = []
+  for _ in range(STEPS):
+    start = time.perf_counter()
+    take(1)
+    times.append(time.perf_counter() - start)
+  necessary = size.batch * flops.of_task(task, lengths, size=size, num_items=data.num_items)
+  least = 2 * SLOTS * 4 * parameters
+  floor = max(necessary / rate, least / bandwidth)
+  step = statistics.median(times)
+  return {"necessary GFLOP": necessary / 1e9, "GFLOP of the program": total["flops"] / 1e9,
+          "unavoidable GB": least / 1e9, "GB of the program": total["bytes"] / 1e9,
+          "GFLOP/s of products": rate / 1e9, "GB/s of a copy": bandwidth / 1e9,
+          "floor, s": floor, "step, s": step, "share of the roofline": floor / step}
+
+
+def count_program(task, dtype, data_dir, size, width, rows):
+  """Returns {"flops", "bytes", "parameters"} of a step of `rows` users with `width` columns."""
+  config = settings.get_config(task, data_dir=data_dir, dtype=dtype, size=size, **{
+    "batch_size": rows, "micro_batch": None, "micro_lengths": (), "num_devices": 1,
+    "model.max_len": width})
+  setting = setting_lib.set_up(experiment.build(config))
+  params = setting.init_params(0)
+  tx, _, trainable = setting.make_optimizer(config, params)
+  state = setting.exp.create_state(params, tx, 0)
+  # In one block: the body of a loop counts once.
+  with (unittest.mock.patch.dict(catalog.BLOCK, cpu=2**62),
+        unittest.mock.patch.object(softmax, "SCORES", 0)):
+    program = setting.make_steps(tx, trainable).lower(
+      state, setting.feed.at(0)[0], np.int32(1)).compile()
+  cost = program.cost_analysis()
+  return {"flops": cost["flops"], "bytes": cost["bytes accessed"],
+          "parameters": sum(x.size for x in jax.tree.leaves(params))}
+
+
+def parts_of(lengths, batch, rows, widths):
+  """Returns {width: how many parts of `rows` users a batch has of it}, the mean of many batches."""
+  rng, counts = np.random.default_rng(0), dict.fromkeys(widths, 0)
+  for _ in range(BATCHES):
+    longest = np.sort(rng.choice(lengths, batch, replace=False)).reshape(-1, rows)[:, -1]
+    for width in np.asarray(widths)[np.searchsorted(widths, longest)]:
+      counts[int(width)] += 1
+  return {width: count / BATCHES for width, count in counts.items()}
+
+
+def table(rows):
+  """Returns a Markdown table of [(task, dtype, what `of_task` returns)]."""
+  names = list(rows[0][2])
+  lines = ["| | " + " | ".join(f"{task}, {dtype}" for task, dtype, _ in rows) + " |",
+           "|---|" + "---:|" * len(rows)]
+  for name in names:
+    cells = [f"{100 * found[name]:.0f} %" if name.startswith("share") else f"{found[name]:.3g}"
+             for _, _, found in rows]
+    lines.append(f"| {name} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  main()
