@@ -65,7 +65,7 @@ def test_the_last_block_feeds_forward_at_labeled_positions_alone():
     run = lambda: model.clone(layout="stream").apply(
       params, items, jnp.arange(B), {}, positions=jnp.arange(places)[None], room=64)
     return [int(n) for n in re.findall(r"f32\[1,(\d+),48\] = tanh", str(jax.make_jaxpr(run)()))]
-  assert fed(20) == [64, 20] and fed(64) == [64, 64]
+  assert fed(20) == [64, 20] and fed(64) == [64, 64] and fed(80) == [64, 64]
 
 
 def test_a_stream_is_read_in_order():

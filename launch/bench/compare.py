@@ -13,12 +13,13 @@ import json
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 
 from absl import flags
 
-from launch.bench import flops, processes, tune, workload
+from launch.bench import flops
+from launch.bench import peak as peak_lib
+from launch.bench import processes, tune, workload
 from launch.bench.contestants import table
 from recjax import cli, errors, record
 
@@ -104,11 +105,8 @@ def peak():
   for env in ("", "torch"):
     if python := processes.python_of(envs, env):
       with processes.paused([int(pid) for pid in FLAGS.pause]):
-        done = subprocess.run([python, "-m", "launch.bench.peak"], cwd=processes.ROOT, check=False,
-                              capture_output=True, text=True)
-      if done.returncode == 0:
-        found.append(json.loads(done.stdout.strip().splitlines()[-1]))
-  return found
+        found.append(peak_lib.ask(python))
+  return [one for one in found if one]
 
 
 def machine():

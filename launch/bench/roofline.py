@@ -2,20 +2,19 @@
 
     python -m launch.bench.roofline --data_dir=DATA [--tasks=bert4rec,sasrec] [--dtypes=float32]
 
-FLOPs and bytes of the compiled step are XLA's own count (`cost_analysis`) of one micro-batch of each
-width, and of the optimizer, times how many a step has of them on average; bytes are the operands and
-results of every loop and product, wherever they lie, in the cache for the most part. The floor
-(Williams et al. 2009, Roofline) is the larger of two times: the necessary FLOPs (flops.py) at the
-rate of the best product, and the bytes that no step can avoid, parameters and Adam's moments read and
-written once, at the rate of a copy. Prints a table; minutes a task.
+FLOPs and bytes of the compiled step are XLA's own count (`cost_analysis`) of one micro-batch of
+each width, and of the optimizer, times how many a step has of them on average, without adding
+gradients up; bytes are the operands and results of every loop and product, wherever they lie, in
+the cache for the most part. The floor (Williams et al. 2009, Roofline) is the larger of two times:
+the necessary FLOPs (flops.py) at the rate of the best product, and the bytes that no step can
+avoid, parameters and Adam's moments read and written once, at the rate of a copy. Prints a table;
+minutes a task.
 """
 
 import argparse
 import concurrent.futures
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 import unittest.mock
@@ -23,10 +22,9 @@ import unittest.mock
 import jax
 import numpy as np
 
-from launch.bench import flops, processes, settings, workload
+from launch.bench import flops, peak, settings, workload
 from launch.bench.contestants import recjax_step
-from recjax import catalog, experiment, partition, softmax
-from recjax import setting as setting_lib
+from recjax import catalog, partition, softmax
 
 SLOTS = 3  # a parameter and Adam's two moments
 STEPS, BATCHES = 7, 200
@@ -40,10 +38,13 @@ def main():
   parser.add_argument("--tasks", default="bert4rec,sasrec")
   parser.add_argument("--dtypes", default="float32")
   args = parser.parse_args()
-  rates, bandwidth = product_rates(), copy_rate()
+  measured, bandwidth = peak.ask(sys.executable), copy_rate()
+  if measured is None:
+    sys.exit("error: python -m launch.bench.peak fails")
+  rates = {dtype: max(measured[dtype].values()) for dtype in args.dtypes.split(",")}
   partition.initialize(len(os.sched_getaffinity(0)))
-  print(table([(task, dtype, of_task(task, dtype, args.data_dir, rates[dtype], bandwidth))
-               for task in args.tasks.split(",") for dtype in args.dtypes.split(",")]))
+  print(table([(task, dtype, of_task(task, dtype, args.data_dir, rate, bandwidth))
+               for task in args.tasks.split(",") for dtype, rate in rates.items()]))
 
 
 def copy_rate():
@@ -59,14 +60,6 @@ def copy_rate():
   return 2 * COPIED * cores / min(times)
 
 
-def product_rates():
-  """Returns {type: FLOPs a second of the best product} in jax, in a process of its own."""
-  done = subprocess.run([sys.executable, "-m", "launch.bench.peak"], cwd=processes.ROOT, check=True,
-                        text=True, stdout=subprocess.PIPE)
-  found = json.loads(done.stdout)
-  return {dtype: max(found[dtype].values()) for dtype in ("float32", "bfloat16")}
-
-
 def of_task(task, dtype, data_dir, rate, bandwidth):
   """Returns {name: number} of one task: what the table has."""
   size, data = workload.Size(), workload.load(data_dir)
@@ -76,7 +69,8 @@ def of_task(task, dtype, data_dir, rate, bandwidth):
            for width in (*config.micro_lengths, size.max_len)}
   parameters = found[size.max_len]["parameters"]
   parts = parts_of(lengths, size.batch, config.micro_batch, sorted(found))
-  once = {"flops": 0.0, "bytes": 2 * SLOTS * 4 * parameters + 4 * parameters}  # and the gradient
+  least = 2 * SLOTS * 4 * parameters
+  once = {"flops": 0.0, "bytes": least + 4 * parameters}  # the optimizer reads the gradient as well
   total = {name: once[name] + sum(count * (found[width][name] - once[name])
                                   for width, count in parts.items()) for name in once}
   take, _ = recjax_step.make(config)
@@ -87,7 +81,6 @@ def of_task(task, dtype, data_dir, rate, bandwidth):
     take(1)
     times.append(time.perf_counter() - start)
   necessary = size.batch * flops.of_task(task, lengths, size=size, num_items=data.num_items)
-  least = 2 * SLOTS * 4 * parameters
   floor = max(necessary / rate, least / bandwidth)
   step = statistics.median(times)
   return {"necessary GFLOP": necessary / 1e9, "GFLOP of the program": total["flops"] / 1e9,
@@ -101,18 +94,13 @@ def count_program(task, dtype, data_dir, size, width, rows):
   config = settings.get_config(task, data_dir=data_dir, dtype=dtype, size=size, **{
     "batch_size": rows, "micro_batch": None, "micro_lengths": (), "num_devices": 1,
     "model.max_len": width})
-  setting = setting_lib.set_up(experiment.build(config))
-  params = setting.init_params(0)
-  tx, _, trainable = setting.make_optimizer(config, params)
-  state = setting.exp.create_state(params, tx, 0)
   # In one block: the body of a loop counts once.
   with (unittest.mock.patch.dict(catalog.BLOCK, cpu=2**62),
         unittest.mock.patch.object(softmax, "SCORES", 0)):
-    program = setting.make_steps(tx, trainable).lower(
-      state, setting.feed.at(0)[0], np.int32(1)).compile()
+    _, state, _, program = recjax_step.build(config)
   cost = program.cost_analysis()
   return {"flops": cost["flops"], "bytes": cost["bytes accessed"],
-          "parameters": sum(x.size for x in jax.tree.leaves(params))}
+          "parameters": sum(x.size for x in jax.tree.leaves(state.params))}
 
 
 def parts_of(lengths, batch, rows, widths):

@@ -246,8 +246,7 @@ class Encoder(nn.Module):
       if index < plain:
         x = apply(Block(**start), x, keep)
       else:
-        x, vectors = apply(FusionBlock(**start, last=last), x, keep,
-                           vectors, known)
+        x, vectors = apply(FusionBlock(**start, last=last), x, keep, vectors, known)
       out[f"block_{index}"] = x
     if self.final_norm:
       x = nn.LayerNorm(epsilon=1e-6, dtype=x.dtype, name="final_norm")(x)

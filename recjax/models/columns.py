@@ -71,7 +71,7 @@ def _block(params, x, *, keep, scored, drawn, operand, causal, heads, hidden, ac
            attention_dropout, hidden_dropout, output_dropout):
   """Returns `blocks.Block` of x [W, N], [W, N] or at the `scored` positions alone [W, S C]."""
   del hidden
-  draws = [drawn if drawn is None else _index(site, drawn) for site in range(SITES)]
+  draws = [_index(site, drawn) for site in range(SITES)]
   drop = lambda value, site, rate: column_layers.drop(value, draws[site], rate)
   dense = functools.partial(column_layers.dense, operand=operand)
   here = (lambda value: value) if scored is None else scored.take
@@ -127,7 +127,7 @@ def _block(params, x, *, keep, scored, drawn, operand, causal, heads, hidden, ac
 
 
 def _index(number, tree):
-  """Returns a tree of arrays [n, ...] as that of their `number`."""
+  """Returns a tree of arrays [n, ...], or None, as that of their `number`."""
   return jax.tree.map(lambda x: x[number], tree)
 
 

@@ -135,11 +135,10 @@ class SequenceTransformer(nn.Module):
           remat=self.remat, block=block))
     elif room is not None:
       kept = stream.Stream(items > 0, room)
-      pick = functools.partial(kept.select, positions=positions)
-      fewer = positions.size < room  # else all of them are computed as quickly
-      x, out["encoder"] = encoder(kept.take(x), kept.groups, pick=pick if fewer else None,
-                                  train=train)
-      x = x if fewer else pick(x)
+      # Where labels are no fewer, all positions are computed as quickly.
+      pick = functools.partial(kept.select, positions=positions) if positions.size < room else None
+      x, out["encoder"] = encoder(kept.take(x), kept.groups, pick=pick, train=train)
+      x = x if pick else kept.select(x, positions)
     else:
       entities = embed.entities(items, tables) if self.aggregate == features_lib.FUSION else None
       x, out["encoder"] = encoder(x, items > 0, entities=entities, train=train)

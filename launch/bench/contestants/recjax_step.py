@@ -31,6 +31,17 @@ def main():
 
 def make(config):
   """Returns (take, columns of a window beyond the inputs); take(n) takes n steps, returns sums."""
+  setting, state, resident, compiled = build(config)
+
+  def take(count):
+    nonlocal state
+    state, sums = compiled(state, resident, np.int32(count))
+    return jax.device_get(sums)
+  return take, setting.exp.objective.extra_columns
+
+
+def build(config):
+  """Returns (setting, state, resident data, the compiled steps of these)."""
   partition.initialize(config.num_devices)
   setting = setting_lib.set_up(experiment.build(config))
   params = setting.init_params(config.seed)
@@ -39,13 +50,8 @@ def make(config):
   state = setting.exp.create_state(params, tx, config.seed)
   del params  # the state has its own
   resident, _ = setting.feed.at(0)
-  compiled = partition.compile_steps(steps.lower(state, resident, np.int32(1)))
-
-  def take(count):
-    nonlocal state
-    state, sums = compiled(state, resident, np.int32(count))
-    return jax.device_get(sums)
-  return take, setting.exp.objective.extra_columns
+  return (setting, state, resident,
+          partition.compile_steps(steps.lower(state, resident, np.int32(1))))
 
 
 def _field(text):
