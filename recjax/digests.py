@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recjax import hashing
 from recjax import trees
 
 
@@ -69,9 +70,7 @@ def _sum(x, shape, salt):
   # For a fixed position every step is a bijection of the element, so a changed element changes its
   # hash, and the sum with it.
   mixed = (bits.astype(jnp.uint32) ^ (position * jnp.uint32(0x9E3779B1))) + jnp.uint32(salt)
-  mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x7FEB352D)
-  mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x846CA68B)
-  mixed = mixed ^ (mixed >> 16)
+  mixed = hashing.mix(mixed, hashing.LOWBIAS)
   for axis, size in enumerate(shape):
     if size < x.shape[axis]:
       mixed = jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) < size, mixed, 0)

@@ -4,10 +4,11 @@ A module may import of recjax only what its row names (`data.*` is everything in
 everything but `train`), and every module has a row: the most exact one that fits.
 
     errors collective memory loops      nothing
+    hashing                             nothing
     softmax                             loops
     catalog                             collective softmax
     trees spec clock                    errors
-    digests                             trees
+    digests                             trees hashing
     record                              errors clock
     cli                                 errors
     state                               errors trees
@@ -31,16 +32,17 @@ everything but `train`), and every module has a row: the most exact one that fit
                                         task_trees auxiliary models.* objectives.* data.*
                                         evaluators.*
     auxiliary                           errors trees models.* data.*
-    models/ (one paper a file)          errors catalog collective loops models.layers
-                                        models.auxiliary models.blocks models.column_layers
-                                        models.columns models.features models.flash
+    models/ (one paper a file)          errors catalog collective loops hashing
+                                        models.layers models.auxiliary models.blocks
+                                        models.column_layers models.columns models.features
+                                        models.flash
                                         models.graph_layers models.item_knn models.patches
                                         models.pairwise models.rows models.sequence_embed
                                         models.stream models.text_encoders models.transformer
                                         models.untrained;
                                         models/__init__: models.*
-    objectives/                         errors catalog objectives.*
-    data/                               errors spec data.*
+    objectives/                         errors catalog hashing objectives.*
+    data/                               errors spec hashing data.*
     evaluators/                         errors catalog collective data.* evaluators.*
     analysis                            errors trees record checkpoint data.sequences
     feed                                errors partition data.*
@@ -71,7 +73,7 @@ MAX_LINES = 400
 ENTRIES = {"train", "cohort", "evaluate", "study", "recommend", "prepare", "export"}
 MAY_IMPORT = {
   "__init__": set(),
-  **dict.fromkeys(("errors", "collective", "memory", "loops"), set()),
+  **dict.fromkeys(("errors", "collective", "memory", "loops", "hashing"), set()),
   "softmax": {"loops"},
   "catalog": {"collective", "softmax"},
   **dict.fromkeys(("trees", "spec", "clock", "cli", "statistics", "slices"), {"errors"}),
@@ -87,7 +89,7 @@ MAY_IMPORT = {
   "step": {"errors", "trees", "state", "optim", "partition", "catalog", "loops"},
   "sparse": {"errors", "trees", "step"},
   **dict.fromkeys(("transfer", "task_trees"), {"errors", "trees"}),
-  "digests": {"trees"},
+  "digests": {"trees", "hashing"},
   "partition": {"errors", "trees", "collective", "memory"},
   "checkpoint": {"errors", "trees", "digests", "task_trees"},
   "optim": {"errors", "trees", "spec"},
@@ -99,13 +101,13 @@ MAY_IMPORT = {
                  "task_trees", "auxiliary", "models.*", "objectives.*", "data.*", "evaluators.*"},
   "auxiliary": {"errors", "trees", "models.*", "data.*"},
   "models.__init__": {"errors", "models.*"},
-  "models.*": {"errors", "catalog", "collective", "loops", "models.layers", "models.auxiliary",
-               "models.blocks", "models.column_layers", "models.columns", "models.features",
-               "models.flash", "models.graph_layers", "models.item_knn", "models.patches",
-               "models.pairwise", "models.rows", "models.sequence_embed", "models.stream",
-               "models.text_encoders", "models.transformer", "models.untrained"},
-  "objectives.*": {"errors", "catalog", "objectives.*"},
-  "data.*": {"errors", "spec", "data.*"},
+  "models.*": {"errors", "catalog", "collective", "loops", "hashing", "models.layers",
+               "models.auxiliary", "models.blocks", "models.column_layers", "models.columns",
+               "models.features", "models.flash", "models.graph_layers", "models.item_knn",
+               "models.patches", "models.pairwise", "models.rows", "models.sequence_embed",
+               "models.stream", "models.text_encoders", "models.transformer", "models.untrained"},
+  "objectives.*": {"errors", "catalog", "hashing", "objectives.*"},
+  "data.*": {"errors", "spec", "hashing", "data.*"},
   "evaluators.*": {"errors", "catalog", "collective", "data.*", "evaluators.*"},
   "analysis": {"errors", "trees", "record", "checkpoint", "data.sequences"},
   **dict.fromkeys(ENTRIES, {"*"}),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax import errors
+from recjax import hashing
 from recjax.data import proposals
 from recjax.data import sequences
 
@@ -276,9 +277,9 @@ def _scramble(size, keys, x):
   left, right = x >> low, x & low_mask
   for turn in range(ROUNDS):
     if turn % 2:
-      right = right ^ (_hash(left ^ keys[turn]) & low_mask)
+      right = right ^ (hashing.mix(left ^ keys[turn], hashing.LOWBIAS) & low_mask)
     else:
-      left = left ^ (_hash(right ^ keys[turn]) & high_mask)
+      left = left ^ (hashing.mix(right ^ keys[turn], hashing.LOWBIAS) & high_mask)
   return (left << low) | right
 
 
@@ -333,9 +334,3 @@ def _seen(data, split, pool):
   gaps = places - (np.arange(len(places)) - first[owner])
   return {"seen_gaps": np.append(gaps, 0).astype(np.int32), "seen_begin": first.astype(np.int32),
           "seen_end": last.astype(np.int32)}
-
-
-def _hash(x):
-  x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
-  x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-  return x ^ (x >> 16)

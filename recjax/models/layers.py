@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from recjax import catalog
 from recjax import collective
+from recjax import hashing
 from recjax import loops
 from recjax.models import rows as rows_lib
 
@@ -147,7 +148,7 @@ def draws(seeds, shape):
 
 def odd_hash(ids, one, other):
   """Returns odd uint32 like `ids`, a hash of each with two seeds."""
-  return _mix(ids.astype(jnp.uint32) * (one | 1) + other) | 1
+  return hashing.mix(ids.astype(jnp.uint32) * (one | 1) + other) | 1
 
 
 def kept(shape, drawn, rate):
@@ -373,10 +374,3 @@ def _runs(x, positions):
   shards = positions.shape[0]
   assert x.shape[0] % shards == 0, f"{x.shape[0]} rows do not split into {shards} shards"
   return x.reshape(shards, -1, x.shape[-1])
-
-
-def _mix(x):
-  """Returns a bijection of uint32 that scatters neighboring inputs (xorshift-multiply)."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
-  x = (x ^ (x >> 15)) * jnp.uint32(0xD35A2D97)
-  return x ^ (x >> 15)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from recjax import errors
+from recjax import hashing
 from recjax.objectives import links
 
 CRITERIA = ("pointwise", "listwise", "wlistwise")
@@ -64,7 +65,5 @@ class CandidateSoftmax(links.OfTriples):
 
 def _kept(keys, count, rate):
   """Returns bool [B, count], True with chance `rate`: a hash of uint32 keys [B] and place."""
-  x = keys[:, None] + jnp.arange(count, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
-  for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
-    x = (x ^ (x >> shift)) * jnp.uint32(factor)
-  return (x ^ (x >> 15)) <= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+  places = jnp.arange(count, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+  return hashing.mix(keys[:, None] + places) <= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
