@@ -49,3 +49,18 @@ def test_padding_may_have_gaps():
   want, found = (_attend(x, keep, pull, kernel, False, 0.2) for kernel in ("written_out", "flash"))
   for a, b in zip(want, found, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.skipif(flash.triton is None, reason="this jax has no Pallas for Triton")
+@pytest.mark.parametrize("causal,dropout", [(False, 0.1), (True, 0.0)])
+def test_both_kernels_are_written_for_a_card_that_is_not_there(causal, dropout, monkeypatch):
+  """What Triton's language lacks is noticed without one."""
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  def change(qkv, groups, seeds):
+    attend = lambda qkv: flash.attention(qkv, groups, seeds, causal, dropout)
+    return jax.grad(lambda qkv: jnp.sum(attend(qkv).astype(jnp.float32)))(qkv)
+  inputs = [jax.ShapeDtypeStruct(*what) for what in (
+    ((2, flash.BLOCK + 7, 3, H, D), jnp.bfloat16), ((2, flash.BLOCK + 7), jnp.int32),
+    ((2,), jnp.uint32))]
+  text = jax.jit(change).trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
+  assert "attention_forward" in text and "attention_backward" in text
