@@ -1,5 +1,6 @@
 """What launch/bench measures with: the work, the FLOPs, the turns, the ratios."""
 
+import dataclasses
 import json
 import math
 import os
@@ -260,6 +261,29 @@ def test_a_program_is_counted_with_all_that_it_reads_and_writes(data_dir):
   items = workload.load(data_dir).num_items
   necessary = 8 * flops.of_task("sasrec", padded, size=SIZE, num_items=items)
   assert necessary < many["flops"] < 20 * necessary and few["flops"] < many["flops"]
+
+
+ROOFLINE = """
+import json, sys
+from launch.bench import roofline, workload
+data_dir, size = json.loads(sys.argv[1])
+print(json.dumps(roofline.of_task("sasrec", "float32", data_dir, 1e9, 1e9, workload.Size(**size))))
+"""
+
+
+@pytest.mark.slow
+def test_a_roofline_is_that_of_a_step_on_all_cores(data_dir):
+  batch = 8 * settings.FAST["sasrec"]["num_devices"]
+  size = dataclasses.replace(SIZE, layers=1, max_len=100, batch=batch)
+  # In a process that has as many devices as it asks for first, unlike tests.
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  done = subprocess.run(
+    [sys.executable, "-c", ROOFLINE, json.dumps([data_dir, dataclasses.asdict(size)])],
+    cwd=processes.ROOT, env=environment, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert 0 < found["necessary GFLOP"] < found["GFLOP of the program"]
+  assert found["share of the roofline"] == found["floor, s"] / found["step, s"] > 0
 
 
 def test_every_contestant_has_a_module_and_requirements():

@@ -24,7 +24,7 @@ import numpy as np
 
 from launch.bench import flops, peak, settings, workload
 from launch.bench.contestants import recjax_step
-from recjax import catalog, partition, softmax
+from recjax import catalog, softmax
 
 SLOTS = 3  # a parameter and Adam's two moments
 STEPS, BATCHES = 7, 200
@@ -42,7 +42,6 @@ def main():
   if measured is None:
     sys.exit("error: python -m launch.bench.peak fails")
   rates = {dtype: max(measured[dtype].values()) for dtype in args.dtypes.split(",")}
-  partition.initialize(len(os.sched_getaffinity(0)))
   print(table([(task, dtype, of_task(task, dtype, args.data_dir, rate, bandwidth))
                for task in args.tasks.split(",") for dtype, rate in rates.items()]))
 
@@ -60,10 +59,11 @@ def copy_rate():
   return 2 * COPIED * cores / min(times)
 
 
-def of_task(task, dtype, data_dir, rate, bandwidth):
+def of_task(task, dtype, data_dir, rate, bandwidth, size=workload.Size()):
   """Returns {name: number} of one task: what the table has."""
-  size, data = workload.Size(), workload.load(data_dir)
-  config = settings.get_config(task, data_dir=data_dir, dtype=dtype)
+  data = workload.load(data_dir)
+  config = settings.get_config(task, data_dir=data_dir, dtype=dtype, size=size)
+  step = seconds(config)  # First: who starts jax says how many devices it has.
   lengths = (workload.windows(data, size.max_len) > 0).sum(1)
   found = {width: count_program(task, dtype, data_dir, size, width, config.micro_batch)
            for width in (*config.micro_lengths, size.max_len)}
@@ -73,6 +73,16 @@ def of_task(task, dtype, data_dir, rate, bandwidth):
   once = {"flops": 0.0, "bytes": least + 4 * parameters}  # the optimizer reads the gradient as well
   total = {name: once[name] + sum(count * (found[width][name] - once[name])
                                   for width, count in parts.items()) for name in once}
+  necessary = size.batch * flops.of_task(task, lengths, size=size, num_items=data.num_items)
+  floor = max(necessary / rate, least / bandwidth)
+  return {"necessary GFLOP": necessary / 1e9, "GFLOP of the program": total["flops"] / 1e9,
+          "unavoidable GB": least / 1e9, "GB of the program": total["bytes"] / 1e9,
+          "GFLOP/s of products": rate / 1e9, "GB/s of a copy": bandwidth / 1e9,
+          "floor, s": floor, "step, s": step, "share of the roofline": floor / step}
+
+
+def seconds(config):
+  """Returns how long a step takes, the median of several."""
   take, _ = recjax_step.make(config)
   take(1)
   times = []
@@ -80,13 +90,7 @@ def of_task(task, dtype, data_dir, rate, bandwidth):
     start = time.perf_counter()
     take(1)
     times.append(time.perf_counter() - start)
-  necessary = size.batch * flops.of_task(task, lengths, size=size, num_items=data.num_items)
-  floor = max(necessary / rate, least / bandwidth)
-  step = statistics.median(times)
-  return {"necessary GFLOP": necessary / 1e9, "GFLOP of the program": total["flops"] / 1e9,
-          "unavoidable GB": least / 1e9, "GB of the program": total["bytes"] / 1e9,
-          "GFLOP/s of products": rate / 1e9, "GB/s of a copy": bandwidth / 1e9,
-          "floor, s": floor, "step, s": step, "share of the roofline": floor / step}
+  return statistics.median(times)
 
 
 def count_program(task, dtype, data_dir, size, width, rows):
