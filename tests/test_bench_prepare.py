@@ -22,14 +22,25 @@ def test_generated_rows_are_the_same_in_both_forms_and_ascend(tmp_path, monkeypa
   assert set(table.column("user").to_pylist()) == set(range(20))
 
 
-def test_the_command_prints_what_it_took():
-  done = subprocess.run([sys.executable, "-m", "launch.bench.prepare", "--rows=3000", "--shards=2"],
-                        cwd=prepare.ROOT, text=True, capture_output=True, check=True)
+def printed(*command):
+  """Returns the table that a command prints, {name: value}."""
+  done = subprocess.run([sys.executable, "-m", *command], cwd=prepare.ROOT, text=True,
+                        capture_output=True, check=True)
   names, _, values = ([cell.strip() for cell in line.strip("|").split("|")]
                       for line in done.stdout.strip().splitlines())
-  found = dict(zip(names, values, strict=True))
+  return dict(zip(names, values, strict=True))
+
+
+def test_the_command_prints_what_it_took():
+  found = printed("launch.bench.prepare", "--rows=3000", "--shards=2")
   assert (found["rows"], found["users"], found["shards"]) == ("3,000", "30", "2")
   assert float(found["wall_s"]) > 0 and 20 < float(found["peak_mb"]) < 2000
+
+
+def test_a_stream_is_timed():
+  found = printed("launch.bench.stream", "--rows=3000", "--shards=2", "--held=1")
+  assert (found["rows"], found["shards"], found["held"]) == ("3,000", "2", "1")
+  assert float(found["users_per_s"].replace(",", "")) > 0 and 20 < float(found["peak_mb"]) < 2000
 
 
 def test_the_peak_is_not_that_of_who_asks(tmp_path):

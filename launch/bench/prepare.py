@@ -100,9 +100,14 @@ def size_mb(path):
   return sum(file.stat().st_size for file in files if file.is_file()) / 2**20
 
 
-if __name__ == "__main__":
+def define_flags():
+  """Defines the flags of what is generated and prepared, here and in launch/bench/stream.py."""
   flags.DEFINE_integer("rows", 5_000_000, "How many interactions.", lower_bound=1000)
   flags.DEFINE_integer("shards", 8, "Files to write; 0 writes arrays.", lower_bound=0)
-  flags.DEFINE_enum("form", "parquet", ("parquet", "csv"), "Of the interactions.")
   flags.DEFINE_string("folder", None, "Where to do it; a temporary folder by default.")
+
+
+if __name__ == "__main__":
+  define_flags()
+  flags.DEFINE_enum("form", "parquet", ("parquet", "csv"), "Of the interactions.")
   app.run(main)

@@ -7,7 +7,7 @@ BERT4Rec of the comparison's size on MovieLens-1M, leave-one-out; full ranking, 
 recjax's evaluator for all sides (PyTorch's weights are converted, see contestants/tuned_model.py).
 Training seconds leave out compiling, evaluating and saving. The sides run one after the other; the
 same command resumes. Writes OUT/quality.md, quality.json and quality.png. Hours on two cores;
-`--smoke` is a tiny model, two minutes, and says nothing.
+`--smoke` is a tiny model for ten epochs, minutes, and says nothing.
 """
 
 import dataclasses
@@ -33,6 +33,8 @@ SHARES = (0.5, 0.7, 0.8, 0.9, 0.95)  # of the best value that every side reached
 
 def main(_):
   cli.require(FLAGS, "data_dir")
+  if FLAGS.epochs is None:
+    FLAGS.epochs = 10.0 if FLAGS.smoke else 200.0
   for side in FLAGS.sides:
     errors.choose(SIDES, side, "--sides")
   out = pathlib.Path(FLAGS.out)
@@ -91,8 +93,8 @@ def run_torch(config, workdir):
                            "torch out of --sides")
   path, state = workdir / "metrics.jsonl", workdir / "state.npz"
   rows = record.read_metrics(path) if path.exists() and state.exists() else []
-  if not rows or rows[-1]["step"] < (total := _steps(config, FLAGS.epochs)):
-    total = _steps(config, FLAGS.epochs)
+  total = _steps(config, FLAGS.epochs)
+  if not rows or rows[-1]["step"] < total:
     setting = setting_lib.set_up(experiment.build(config))
     size = workload.Size(**{field.name: getattr(config.model, name) for field, name in zip(
       dataclasses.fields(workload.Size)[:5],
@@ -195,7 +197,7 @@ def _steps(config, epochs):
 if __name__ == "__main__":
   tune.define_flags()
   flags.DEFINE_list("sides", list(SIDES), "Out of " + ", ".join(SIDES))
-  flags.DEFINE_float("epochs", 200.0, "How long every side trains.")
+  flags.DEFINE_float("epochs", None, "How long every side trains: 200, or 10 with --smoke.")
   flags.DEFINE_float("every", 5.0, "Epochs between validations.")
   flags.DEFINE_string("options", "", "Of contestants/tuned_torch.py, as in OUT/tuned.json.")
   flags.DEFINE_string("dtype", "float32", "Of recjax's fast path.")

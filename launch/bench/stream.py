@@ -58,6 +58,7 @@ def measure(data_dir, held):
 
 
 if __name__ == "__main__":
+  prepare.define_flags()
   flags.DEFINE_integer("held", 4, "Shards that are mixed at once.", lower_bound=1)
   flags.DEFINE_string("data_dir", None, "Of the data; for the program's own use.")
   app.run(main)
