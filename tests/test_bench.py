@@ -141,6 +141,7 @@ def test_recjax_trains_and_counts_users_and_real_items(data_dir):
   assert all(s["examples"] == users for s in sums)
   assert all(s["tokens"] - extra * s["examples"] == tokens for s in sums)
   assert sums[-1]["loss"] / sums[-1]["weight"] < sums[0]["loss"] / sums[0]["weight"]
+  assert workload.lengths(data, "sasrec", SIZE).sum() == tokens
 
 
 SCRIPT = """

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
-from launch.bench import prepare
+from launch.bench import prepare, processes
 
 
 def test_generated_rows_are_the_same_in_both_forms_and_ascend(tmp_path, monkeypatch):
@@ -24,7 +24,7 @@ def test_generated_rows_are_the_same_in_both_forms_and_ascend(tmp_path, monkeypa
 
 def printed(*command):
   """Returns the table that a command prints, {name: value}."""
-  done = subprocess.run([sys.executable, "-m", *command], cwd=prepare.ROOT, text=True,
+  done = subprocess.run([sys.executable, "-m", *command], cwd=processes.ROOT, text=True,
                         capture_output=True, check=True)
   names, _, values = ([cell.strip() for cell in line.strip("|").split("|")]
                       for line in done.stdout.strip().splitlines())

@@ -14,18 +14,16 @@ rest reads data, initializes and saves), and how many examples a second the step
 import json
 import os
 import pathlib
-import resource
 import shlex
-import subprocess
 import sys
 import tempfile
-import time
 
 from absl import flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from launch.bench import processes  # noqa: E402
 from recjax import cli, errors, spec  # noqa: E402
 
 FLAGS = flags.FLAGS
@@ -51,18 +49,14 @@ def measure(side, folder):
   """Returns {"wall_s", "cores_s", *PARTS, "examples_per_s"} of a side, all its runs together."""
   command = [sys.executable, __file__, *sys.argv[1:], f"--side={side}", f"--workdir={folder}/runs"]
   environment = dict(os.environ, XDG_CACHE_HOME=f"{folder}/cache")
-  cores = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # user and system
-  start, before = time.monotonic(), cores()
-  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True,
-                        check=False)
-  wall_s, cores_s = time.monotonic() - start, cores() - before
+  done, took = processes.timed(command, env=environment, capture_output=True)
   if done.returncode:
     raise errors.UserError(f"{shlex.join(command)} failed: {done.stderr[-500:]}")
   speeds = [json.loads(path.read_text())["speed"]
             for path in pathlib.Path(folder, "runs").glob("*/report.json")]
   parts = {name: sum(speed[name] for speed in speeds) for name in PARTS}
   examples = sum(speed["examples_per_s"] * speed["train_s"] for speed in speeds)
-  return {"wall_s": wall_s, "cores_s": cores_s, **parts,
+  return {**took, **parts,
           "examples_per_s": examples / parts["train_s"]}
 
 

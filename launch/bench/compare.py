@@ -94,9 +94,8 @@ def compare(task, out):
 def needed(task):
   """Returns the necessary FLOPs of training on a user, see launch/bench/flops.py."""
   data, size = workload.load(FLAGS.data_dir), workload.Size()
-  masked = task == "bert4rec"
-  lengths = (workload.windows(data, size.max_len + (not masked)) > 0).sum(1) - (not masked)
-  return flops.of_task(task, lengths, size=size, num_items=data.num_items)
+  return flops.of_task(task, workload.lengths(data, task, size), size=size,
+                       num_items=data.num_items)
 
 
 def peak():

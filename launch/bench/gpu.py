@@ -151,14 +151,12 @@ def _command(case, args):
     return [sys.executable, "-m", "launch.bench.gpu", f"--data_dir={args.data_dir}",
             f"--out={args.out}", f"--steps={args.steps}", f"--case={json.dumps(case)}"]
   on_card = not args.smoke
-  size = dataclasses.asdict(SIZES[case["size"]])
+  size = dataclasses.replace(SIZES[case["size"]], batch=case["batch"])
   options = f"bf16={int(case['dtype'] == 'bfloat16')},compile={int(on_card)}"
   return [args.torch_python, "-m", "launch.bench.contestants.tuned_torch",
           f"--task={case['task']}", f"--data_dir={args.data_dir}",
           f"--device={'cuda' if on_card else 'cpu'}",
-          f"--options={options}", f"--at_once={args.steps}", f"--batch={case['batch']}",
-          *[f"--{name}={size[name]}" for name in
-            ("layers", "width", "heads", "hidden", "max_len")]]
+          f"--options={options}", f"--at_once={args.steps}", *serving.flags(size)]
 
 
 def run_case(case, args):
@@ -192,7 +190,7 @@ def run_case(case, args):
 def _facts(case, found, data_dir):
   """Returns the numbers of a contestant's result; utilization where the card's peak is known."""
   size, data = SIZES[case["size"]], workload.load(data_dir)
-  lengths = (workload.windows(data, size.max_len) > 0).sum(1)
+  lengths = workload.lengths(data, case["task"], size)
   facts = {name: found[name] for name in ("users_per_s", "tokens_per_s", "last_loss", "card")}
   if any(name in found["card"] for name in CARDS):
     for name, work in (

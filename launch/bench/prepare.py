@@ -9,12 +9,10 @@ process of its own; `wall_s` is from its start to its end, `cores_s` what it too
 (which tells the truth on a busy machine too), and `peak_mb` its largest resident memory.
 """
 
-import os
 import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 
 from absl import app, flags
 import numpy as np
@@ -22,7 +20,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+from launch.bench import processes
+
 BLOCK = 1 << 20
 ITEMS = 50_000
 # A process tells its own peak: what is told of a child is at least what its parent has had.
@@ -79,19 +78,10 @@ def prepare(path, data_dir, *, shards):
   command = [sys.executable, "-c", RUN, "--config=configs/data/table.py",
              f"--raw_dir={path.parent}", f"--data_dir={data_dir}",
              f"--config.interactions={path.name}", f"--config.shards={shards}"]
-  began, cores = time.monotonic(), _cores_s()
-  process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-  wall_s = time.monotonic() - began
-  if process.returncode:
+  done, took = processes.timed(command, stdout=subprocess.PIPE)
+  if done.returncode:
     sys.exit("error: recjax.prepare failed")
-  return {"wall_s": wall_s, "cores_s": _cores_s() - cores,
-          "peak_mb": float(process.stdout.split()[-1]) * 1024}
-
-
-def _cores_s():
-  """Returns what processes that this one has waited for took of all cores."""
-  times = os.times()
-  return times.children_user + times.children_system
+  return {**took, "peak_mb": float(done.stdout.split()[-1]) * 1024}
 
 
 def size_mb(path):

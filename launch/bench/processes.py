@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import resource
 import signal
 import statistics
 import subprocess
@@ -87,6 +88,14 @@ def end(process):
   with contextlib.suppress(ProcessLookupError):
     os.killpg(process.pid, signal.SIGKILL)
   process.wait()
+
+
+def timed(command, **options):
+  """Returns (what `subprocess.run` returns, {"wall_s": by the clock, "cores_s": of all cores})."""
+  cores = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # user and system
+  start, before = time.monotonic(), cores()
+  done = subprocess.run(command, cwd=ROOT, text=True, check=False, **options)
+  return done, {"wall_s": time.monotonic() - start, "cores_s": cores() - before}
 
 
 @contextlib.contextmanager

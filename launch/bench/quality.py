@@ -21,7 +21,7 @@ import sys
 import numpy as np
 from absl import flags
 
-from launch.bench import processes, settings, tune, workload
+from launch.bench import processes, serving, settings, tune, workload
 from recjax import cli, errors, experiment, partition, record, train, trees
 from recjax import setting as setting_lib
 
@@ -102,8 +102,7 @@ def run_torch(config, workdir):
     taken = rows[-1]["step"] if rows else 0
     command = [python, "-m", "launch.bench.contestants.torch_run", f"--data_dir={FLAGS.data_dir}",
                f"--options={FLAGS.options}", f"--taken={taken}",
-               *[f"--{name}={getattr(size, name)}" for name in
-                 ("layers", "width", "heads", "hidden", "max_len", "batch")]]
+               *serving.flags(size)]
     if taken:
       command.append(f"--state={state}")
     with subprocess.Popen(command, cwd=processes.ROOT, text=True, stdin=subprocess.PIPE,

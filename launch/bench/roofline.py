@@ -14,7 +14,6 @@ minutes a task.
 import argparse
 import concurrent.futures
 import os
-import statistics
 import sys
 import time
 import unittest.mock
@@ -22,8 +21,8 @@ import unittest.mock
 import jax
 import numpy as np
 
-from launch.bench import flops, peak, settings, workload
-from launch.bench.contestants import recjax_step
+from launch.bench import flops, peak, processes, serving, settings, workload
+from launch.bench.contestants import recjax_step, table
 from recjax import catalog, softmax
 
 SLOTS = 3  # a parameter and Adam's two moments
@@ -42,8 +41,8 @@ def main():
   if measured is None:
     sys.exit("error: python -m launch.bench.peak fails")
   rates = {dtype: max(measured[dtype].values()) for dtype in args.dtypes.split(",")}
-  print(table([(task, dtype, of_task(task, dtype, args.data_dir, rate, bandwidth))
-               for task in args.tasks.split(",") for dtype, rate in rates.items()]))
+  print(markdown([(task, dtype, of_task(task, dtype, args.data_dir, rate, bandwidth))
+                  for task in args.tasks.split(",") for dtype, rate in rates.items()]))
 
 
 def copy_rate():
@@ -63,8 +62,8 @@ def of_task(task, dtype, data_dir, rate, bandwidth, size=workload.Size()):
   """Returns {name: number} of one task: what the table has."""
   data = workload.load(data_dir)
   config = settings.get_config(task, data_dir=data_dir, dtype=dtype, size=size)
-  step = seconds(config)  # First: who starts jax says how many devices it has.
-  lengths = (workload.windows(data, size.max_len) > 0).sum(1)
+  step = seconds(task, dtype, data_dir, size)
+  lengths = workload.lengths(data, task, size)
   found = {width: count_program(task, dtype, data_dir, size, width, config.micro_batch)
            for width in (*config.micro_lengths, size.max_len)}
   parameters = found[size.max_len]["parameters"]
@@ -81,16 +80,14 @@ def of_task(task, dtype, data_dir, rate, bandwidth, size=workload.Size()):
           "floor, s": floor, "step, s": step, "share of the roofline": floor / step}
 
 
-def seconds(config):
-  """Returns how long a step takes, the median of several."""
-  take, _ = recjax_step.make(config)
-  take(1)
-  times = []
-  for _ in range(STEPS):
-    start = time.perf_counter()
-    take(1)
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
+def seconds(task, dtype, data_dir, size):
+  """Returns how long a step takes, the median of several, as a contestant of its own."""
+  command = table.command({"float32": "recjax", "bfloat16": "recjax_bf16"}[dtype], task,
+                          python=sys.executable, data_dir=data_dir, options=serving.flags(size))
+  results, failed = processes.take_turns({"recjax": command}, rounds=STEPS)
+  if failed:
+    sys.exit(f"error: {task} fails: {failed['recjax']}")
+  return size.batch / results["recjax"]["users_per_s"]
 
 
 def count_program(task, dtype, data_dir, size, width, rows):
@@ -117,7 +114,7 @@ def parts_of(lengths, batch, rows, widths):
   return {width: count / BATCHES for width, count in counts.items()}
 
 
-def table(rows):
+def markdown(rows):
   """Returns a Markdown table of [(task, dtype, what `of_task` returns)]."""
   names = list(rows[0][2])
   lines = ["| | " + " | ".join(f"{task}, {dtype}" for task, dtype, _ in rows) + " |",

@@ -16,6 +16,8 @@ import time
 from launch.bench import workload
 from recjax import memory
 
+SIZE = ("layers", "width", "heads", "hidden", "max_len", "batch")  # of `workload.Size`
+
 
 def parse(description, arguments=None, **extra):
   """Returns the command line's arguments.
@@ -32,7 +34,7 @@ def parse(description, arguments=None, **extra):
   parser.add_argument("--steps", type=int, default=5)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--serve", action="store_true")
-  for field in ("layers", "width", "heads", "hidden", "max_len", "batch"):
+  for field in SIZE:
     parser.add_argument(f"--{field}", type=int, default=getattr(workload.Size, field))
   for name, default in extra.items():
     parser.add_argument(f"--{name}", type=type(default), default=default)
@@ -41,8 +43,12 @@ def parse(description, arguments=None, **extra):
 
 def size(args):
   """Returns the `workload.Size` that the arguments describe."""
-  fields = ("layers", "width", "heads", "hidden", "max_len", "batch")
-  return workload.Size(**{field: getattr(args, field) for field in fields})
+  return workload.Size(**{field: getattr(args, field) for field in SIZE})
+
+
+def flags(size):
+  """Returns the options that describe a `workload.Size`."""
+  return [f"--{field}={getattr(size, field)}" for field in SIZE]
 
 
 class Session:

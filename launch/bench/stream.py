@@ -17,7 +17,7 @@ import time
 
 from absl import app, flags
 
-from launch.bench import prepare
+from launch.bench import prepare, processes
 
 FLAGS = flags.FLAGS
 
@@ -33,7 +33,7 @@ def main(_):
     prepare.prepare(path, folder / "data", shards=FLAGS.shards)
     command = [sys.executable, "-m", "launch.bench.stream", f"--data_dir={folder / 'data'}",
                f"--held={FLAGS.held}"]
-    found = subprocess.run(command, cwd=prepare.ROOT, check=True, text=True, capture_output=True)
+    found = subprocess.run(command, cwd=processes.ROOT, check=True, text=True, capture_output=True)
   names = ("rows", "shards", "held", "users_per_s", "users_per_core_s", "growth_mb", "peak_mb")
   print(f"| {' | '.join(names)} |\n|{'---:|' * len(names)}\n| {FLAGS.rows:,} | {FLAGS.shards} | "
         f"{FLAGS.held} | {found.stdout.strip()} |")

@@ -55,6 +55,12 @@ def windows(data, columns):
     np.int32)
 
 
+def lengths(data, task, size):
+  """Returns int [users]: how many inputs a transformer has of each; of next items, all but one."""
+  ahead = task != "bert4rec"
+  return (windows(data, size.max_len + ahead) > 0).sum(1) - ahead
+
+
 def sliding(data, columns):
   """Returns (users int32 [n], items int32 [n, columns]): all windows of all training sequences."""
   users, found = [], []
